@@ -1,0 +1,1 @@
+"""Classifiers: typed settings (``settings``, without torch) and their construction (``build``)."""

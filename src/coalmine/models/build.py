@@ -1,0 +1,83 @@
+"""Networks from settings: with fresh weights (``build``) or with given ones (``restore``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from coalmine.errors import CoalmineError
+from coalmine.models import convnet, resnet, settings, small, wide_resnet
+from coalmine.models.layers import Classifier, initialise
+
+
+def build(
+    model: settings.ModelSettings, channels: int, image_size: int, classes: int, generator: torch.Generator
+) -> Classifier:
+    """Return a network on the CPU, in training mode, with weights drawn from ``generator`` alone.
+
+    No global random state is read or changed.
+
+    Args:
+        model: the architecture.
+        channels: the images' channels.
+        image_size: their height and width in pixels.
+        classes: the number of classes.
+        generator: a CPU generator; all weights are drawn from it (``layers.initialise``).
+
+    Raises:
+        CoalmineError: if the images are too small for the network.
+    """
+    network = skeleton(model, channels, image_size, classes).to_empty(device="cpu")
+    initialise(network, generator)
+    return network
+
+
+def restore(
+    model: settings.ModelSettings, channels: int, image_size: int, classes: int, state: Mapping[str, torch.Tensor]
+) -> Classifier:
+    """Return a network in evaluation mode that holds ``state`` itself (no copy), as ``build(...).state_dict()`` names it.
+
+    Raises:
+        CoalmineError: if ``state`` belongs to another network.
+    """
+    network = skeleton(model, channels, image_size, classes)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CoalmineError(
+            f"the weights do not fit a {model.name} for {channels}x{image_size}x{image_size} images and "
+            f"{classes} classes: {error}; use the settings that the model was trained with, or train it again"
+        ) from None
+    return network.eval()
+
+
+def skeleton(model: settings.ModelSettings, channels: int, image_size: int, classes: int) -> Classifier:
+    """Return a network without weights (on the ``meta`` device): shapes and names only."""
+    halvings = _halvings(model)
+    if image_size < 2**halvings:
+        raise CoalmineError(
+            f"a {model.name} that halves the image {halvings} times needs images of at least "
+            f"{2**halvings}x{2**halvings} pixels, these have {image_size}x{image_size}; make it less deep"
+        )
+    with torch.device("meta"):
+        match model:
+            case settings.ResNet():
+                return resnet.ResNet(model, channels, classes)
+            case settings.WideResNet():
+                return wide_resnet.WideResNet(model, channels, classes)
+            case settings.ConvNet():
+                return convnet.ConvNet(model, channels, image_size, classes)
+            case settings.SmallNet():
+                return small.SmallNet(model, channels, image_size, classes)
+            case settings.MLP():
+                return small.MLP(model, channels, image_size, classes)
+
+
+def _halvings(model: settings.ModelSettings) -> int:
+    match model:
+        case settings.ConvNet():
+            return model.depth
+        case settings.SmallNet():
+            return 2
+    return 0

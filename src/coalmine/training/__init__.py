@@ -1,0 +1,1 @@
+"""Training and querying classifiers: ``recipe`` (without torch), ``augment``, ``loop``, ``inference``, ``device``."""

@@ -1,0 +1,70 @@
+"""Models that compute as one: a single network, or several of one architecture with their weights stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+
+
+class Ensemble(Protocol):
+    """Independent models in training mode; the gradient of a sum over models is each model's own."""
+
+    parameters: list[torch.Tensor]
+    """Leaves that require gradients; of several models, the first dimension is the model."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(model, batch, channel, height, width)`` to logits ``(model, batch, class)``."""
+        ...
+
+    def state(self, model: int) -> dict[str, torch.Tensor]:
+        """Return a copy on the CPU of one model's parameters and buffers, named as in its ``state_dict``."""
+        ...
+
+
+class Single:
+    """One network, called as it is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Train ``network`` itself."""
+        self._network = network.train()
+        self.parameters: list[torch.Tensor] = list(network.parameters())
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """See ``Ensemble.logits``, for one model."""
+        return self._network(x[0])[None]
+
+    def state(self, model: int) -> dict[str, torch.Tensor]:
+        """See ``Ensemble.state``, for model 0."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._network.state_dict().items()}
+
+
+class Stack:
+    """Several networks of one architecture: stacked weights under ``torch.func.vmap``.
+
+    One kernel serves all models, which pays where launching kernels dominates, as for small networks on a GPU.
+    Running statistics of batch norm are stacked, too, and updated in place.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        """Stack copies of the networks' parameters and buffers, where they are."""
+        stacked, self._buffers = stack_module_state([network.train() for network in networks])
+        self._parameters = stacked
+        self._names = list(networks[0].state_dict())
+        self.parameters: list[torch.Tensor] = list(stacked.values())
+        shapes = networks[0].to("meta")
+        self._forward = vmap(
+            lambda parameters, buffers, x: functional_call(shapes, (parameters, buffers), (x,)), randomness="error"
+        )
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """See ``Ensemble.logits``."""
+        return self._forward(self._parameters, self._buffers, x)
+
+    def state(self, model: int) -> dict[str, torch.Tensor]:
+        """See ``Ensemble.state``."""
+        tensors = {**self._parameters, **self._buffers}
+        return {name: tensors[name][model].detach().cpu().clone() for name in self._names}

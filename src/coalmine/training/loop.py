@@ -1,0 +1,391 @@
+"""The training loop: every classifier of every method and shadow model is trained here.
+
+Images stay on the device as bytes; a batch is gathered, augmented and normalised there, all models at once.
+``recipe`` explains what an epoch is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from coalmine.errors import CoalmineError
+from coalmine.models.build import build
+from coalmine.models.settings import ModelSettings
+from coalmine.seeds import torch_generator
+from coalmine.training.augment import draw_plan, normalise, random_augment
+from coalmine.training.device import arithmetic, parameter_dtype
+from coalmine.training.ensemble import Ensemble, Single, Stack
+from coalmine.training.recipe import Augmentation, Normalisation, Recipe
+from coalmine.training.sgd import SGD
+
+SECONDS_BETWEEN_REPORTS = 5.0
+SAMPLES_PLANNED_AT_ONCE = 8192
+"""For each model: few enough to be little memory, enough to make planning and its copy to the device rare."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What one model is trained on: sample ``i`` is ``images[index[i]]`` with ``labels[i]``.
+
+    Attributes:
+        images: uint8 ``(image, height, width, channel)``, height = width, or float32 on the scale from 0 to 1
+            (distilled images, which may lie outside it). Sets may share one array; it is put on the device once.
+        labels: int64 ``(n,)``, or float32 ``(n, class)``: the probabilities of soft labels.
+        index: int64 ``(n,)`` into ``images``; None for all of them in order.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ModelGenerators:
+    """One model's randomness: CPU generators of its weights, and of its samples' order and augmentation."""
+
+    initialisation: torch.Generator
+    order: torch.Generator
+
+    @classmethod
+    def named(cls, seed: int, *names: str | int) -> ModelGenerators:
+        """Return the generators of the model called ``names`` in the run with ``seed`` (``coalmine.seeds``)."""
+        return cls(
+            initialisation=torch_generator(seed, *names, "initialisation"),
+            order=torch_generator(seed, *names, "order"),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        position: of its set in ``sets``.
+        state: its parameters and buffers, on the CPU.
+        steps: the updates made.
+        seconds: wall time of its training; of a stack, each model's equal share of the stack's.
+    """
+
+    position: int
+    state: dict[str, torch.Tensor]
+    steps: int
+    seconds: float
+
+
+class Observer(Protocol):
+    """Sees every batch before its update, e.g. to count forgetting events."""
+
+    def __call__(self, models: list[int], samples: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Look at one step of the models that are still in training.
+
+        Args:
+            models: the positions of their sets, M of them.
+            samples: int64 ``(M, batch)``, positions within each model's set, on the device.
+            logits: ``(M, batch, class)`` in training mode, before the update, detached, on the device.
+            labels: int64 ``(M, batch)`` or float ``(M, batch, class)``, on the device.
+        """
+        ...
+
+
+def train(
+    model: ModelSettings,
+    sets: Sequence[TrainingSet],
+    recipe: Recipe,
+    normalisation: Normalisation,
+    generators: Sequence[ModelGenerators],
+    classes: int,
+    *,
+    device: torch.device,
+    mode: Literal["sequential", "stacked"] = "sequential",
+    observe: Observer | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Trained]:
+    """Train one model on each set, each from its own generators, so that none depends on the others.
+
+    Args:
+        model: the architecture.
+        sets: what each model is trained on.
+        recipe: how.
+        normalisation: of the images' channels.
+        generators: each model's randomness, advanced by training.
+        classes: the number of classes.
+        device: where.
+        mode: ``sequential`` trains one model after the other, ``stacked`` all at once with stacked weights, which
+            gives the same models up to rounding. A model of a stack with fewer steps than others is exported as soon
+            as it has made its own.
+        observe: called before every update.
+        progress: called every few seconds with a line of text.
+
+    Yields:
+        The trained models in the order of ``sets``; sequential ones each as soon as it is done.
+
+    Raises:
+        CoalmineError: if sets, labels or recipe do not fit each other, or if the loss is no longer finite.
+    """
+    if len(generators) != len(sets):
+        raise CoalmineError(f"{len(sets)} training sets need as many generators, not {len(generators)}")
+    for position, data in enumerate(sets):
+        _check(position, data, normalisation, classes)
+    stacks = [[position] for position in range(len(sets))]
+    if mode == "stacked" and sets:
+        _check_stack(sets, recipe)
+        stacks = [list(range(len(sets)))]
+    images = _DeviceImages(device)
+    for positions in stacks:
+        training = _Training(model, sets, positions, recipe, normalisation, generators, classes, images)
+        with arithmetic(recipe.precision):
+            trained = training.run(observe, progress)
+        yield from trained
+
+
+class _Training:
+    """The training of one ensemble: one set and one model for each of ``positions``."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        sets: Sequence[TrainingSet],
+        positions: list[int],
+        recipe: Recipe,
+        normalisation: Normalisation,
+        generators: Sequence[ModelGenerators],
+        classes: int,
+        images: _DeviceImages,
+    ) -> None:
+        self.positions, self.recipe, self.normalisation = positions, recipe, normalisation
+        self.sizes = [len(sets[position]) for position in positions]
+        self.steps = [recipe.steps(size) for size in self.sizes]
+        self.batch = recipe.batch(self.sizes[0])
+        self.device = images.device
+        self.dtype = parameter_dtype(recipe.precision)
+        self.data = _Samples([sets[position] for position in positions], images, self.dtype)
+        self.streams = [
+            _Stream(generators[position].order, size, recipe.augmentation)
+            for position, size in zip(positions, self.sizes, strict=True)
+        ]
+        channels, image_size = self.data.images.shape[1:3]
+        networks = [
+            build(model, channels, image_size, classes, generators[position].initialisation).to(self.device, self.dtype)
+            for position in positions
+        ]
+        self.ensemble: Ensemble = Single(networks[0]) if len(networks) == 1 else Stack(networks)
+        self.sgd = SGD(self.ensemble.parameters, recipe.momentum, recipe.nesterov, recipe.weight_decay)
+
+    def run(self, observe: Observer | None, progress: Callable[[str], None] | None) -> list[Trained]:
+        """Train to the end and return the models in order."""
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        clock = _Clock(max(self.steps), len(self.positions) * self.batch)
+        for step, (plan, rate) in enumerate(self._plans()):
+            loss = self._update(plan, rate, self._active(step), observe)
+            states |= {model: self._export(model, loss) for model, steps in enumerate(self.steps) if step + 1 == steps}
+            if clock.is_time_to_report():
+                self._check_loss(loss, step)
+                if progress:
+                    progress(clock.report(step + 1, self._epochs(step + 1), float(loss.mean())))
+        seconds = clock.seconds() / len(self.positions)
+        return [
+            Trained(position, states[model], self.steps[model], seconds)
+            for model, position in enumerate(self.positions)
+        ]
+
+    def _update(
+        self, plan: torch.Tensor, rate: float | torch.Tensor, active: list[int], observe: Observer | None
+    ) -> torch.Tensor:
+        """Make one step with ``plan`` ``(model, batch, 4)`` and return each model's mean loss before it."""
+        augmentation = self.recipe.augmentation
+        samples, flip, dy, dx = plan.unbind(-1)
+        images, labels = self.data[samples]
+        images = random_augment(images, flip if augmentation.flip else None, dy, dx, augmentation.shift)
+        x = normalise(images, self.normalisation, self.dtype)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            logits = self.ensemble.logits(x)
+        logits = logits.to(self.dtype)
+        if observe:
+            models = [self.positions[model] for model in active]
+            observe(models, samples[active], logits.detach()[active], labels[active])
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none")
+        loss = losses.view(samples.shape).mean(1)
+        self.sgd.step(torch.autograd.grad(loss.sum(), self.ensemble.parameters), rate)
+        return loss.detach()
+
+    def _plans(self) -> Iterator[tuple[torch.Tensor, float | torch.Tensor]]:
+        """Yield each step's samples with their augmentation ``(model, batch, 4)``, and learning rate."""
+        total = max(self.steps)
+        block = max(1, SAMPLES_PLANNED_AT_ONCE // self.batch)
+        for start in range(0, total, block):
+            steps = range(start, min(start + block, total))
+            drawn = [stream.take(len(steps) * self.batch).view(len(steps), self.batch, 4) for stream in self.streams]
+            plans = torch.stack(drawn, dim=1).to(self.device)
+            rates = [[self._rate(model, step) for model in range(len(self.positions))] for step in steps]
+            yield from zip(plans, self._rates(rates), strict=True)
+
+    def _rates(self, rates: list[list[float]]) -> list[float] | torch.Tensor:
+        if len(self.positions) == 1:
+            return [rate for (rate,) in rates]
+        return torch.tensor(rates, dtype=self.dtype).to(self.device)
+
+    def _rate(self, model: int, step: int) -> float:
+        return self.recipe.learning_rate_at(step, self.sizes[model]) if step < self.steps[model] else 0.0
+
+    def _active(self, step: int) -> list[int]:
+        return [model for model, steps in enumerate(self.steps) if step < steps]
+
+    def _epochs(self, step: int) -> float:
+        return step * self.batch / self.sizes[0]
+
+    def _check_loss(self, loss: torch.Tensor, step: int) -> None:
+        for model in self._active(step):
+            if not torch.isfinite(loss[model]):
+                self._refuse(model, step, "loss is")
+
+    def _export(self, model: int, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._check_loss(loss, self.steps[model] - 1)
+        state = self.ensemble.state(model)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+            self._refuse(model, self.steps[model] - 1, "weights are")
+        return state
+
+    def _refuse(self, model: int, step: int, what: str) -> None:
+        raise CoalmineError(
+            f"model {self.positions[model]}: the {what} no longer finite at step {step + 1} of {self.steps[model]} "
+            f"(epoch {self._epochs(step):.1f}); lower learning_rate (now {self.recipe.learning_rate:g}) or raise "
+            f"warmup_epochs (now {self.recipe.warmup_epochs:g})"
+        )
+
+
+class _Stream:
+    """One model's samples without end: shuffled epochs, one after the other."""
+
+    def __init__(self, generator: torch.Generator, n: int, augmentation: Augmentation) -> None:
+        self._epoch = lambda: draw_plan(generator, n, augmentation)
+        self._drawn = torch.empty(0, 4, dtype=torch.int64)
+
+    def take(self, count: int) -> torch.Tensor:
+        """Return the next ``count`` samples with their augmentation, int64 ``(count, 4)`` as in ``draw_plan``."""
+        parts = [self._drawn]
+        while sum(map(len, parts)) < count:
+            parts.append(self._epoch())
+        drawn = torch.cat(parts)
+        self._drawn = drawn[count:]
+        return drawn[:count]
+
+
+class _DeviceImages:
+    """Puts images on the device, channels first; an array used twice in a row is put there once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._arrays: list[np.ndarray] = []
+        self._images = torch.empty(0)
+
+    def load(self, arrays: list[np.ndarray]) -> torch.Tensor:
+        """Return the arrays' images one after the other, ``(image, channel, height, width)``."""
+        if [id(array) for array in arrays] != [id(array) for array in self._arrays]:
+            self._images = torch.empty(0)
+            tensors = [torch.from_numpy(array).to(self.device).movedim(-1, 1) for array in arrays]
+            self._images = torch.cat(tensors).contiguous()
+            self._arrays = arrays
+        return self._images
+
+
+class _Samples:
+    """The sets of an ensemble on the device."""
+
+    def __init__(self, sets: Sequence[TrainingSet], images: _DeviceImages, dtype: torch.dtype) -> None:
+        arrays = list({id(data.images): data.images for data in sets}.values())
+        starts = dict(zip(map(id, arrays), np.cumsum([0, *map(len, arrays)]), strict=False))
+        self.images = images.load(arrays)
+        longest = max(map(len, sets))
+        rows = np.zeros((len(sets), longest), dtype=np.int64)
+        labels = np.zeros((len(sets), longest, *sets[0].labels.shape[1:]), dtype=sets[0].labels.dtype)
+        for model, data in enumerate(sets):
+            index = np.arange(len(data)) if data.index is None else data.index
+            rows[model, : len(data)] = index + starts[id(data.images)]
+            labels[model, : len(data)] = data.labels
+        self._rows = torch.from_numpy(rows).to(images.device)
+        self._labels = torch.from_numpy(labels).to(images.device)
+        if self._labels.is_floating_point():
+            self._labels = self._labels.to(dtype)
+        self._models = torch.arange(len(sets), device=images.device)[:, None]
+
+    def __getitem__(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images ``(model, batch, channel, height, width)`` and labels of ``samples`` ``(model, batch)``."""
+        return self.images[self._rows[self._models, samples]], self._labels[self._models, samples]
+
+
+class _Clock:
+    """Measures a training and words its progress."""
+
+    def __init__(self, steps: int, images_per_step: int) -> None:
+        self._steps, self._images_per_step = steps, images_per_step
+        self._start = self._last = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self._start
+
+    def is_time_to_report(self) -> bool:
+        """Tell whether the last report is a few seconds ago, and if so, take this moment for the next."""
+        now = time.perf_counter()
+        due = now - self._last >= SECONDS_BETWEEN_REPORTS
+        self._last = now if due else self._last
+        return due
+
+    def report(self, done: int, epoch: float, loss: float) -> str:
+        """Return a line on the steps ``done``."""
+        elapsed = self.seconds()
+        speed = done * self._images_per_step / elapsed
+        remaining = elapsed / done * (self._steps - done)
+        return f"epoch {epoch:.1f}: loss {loss:.4f}, {speed:,.0f} images/s, {remaining:.0f} s left"
+
+
+def _check(position: int, data: TrainingSet, normalisation: Normalisation, classes: int) -> None:
+    """Refuse a set whose arrays do not fit each other."""
+    where = f"training set {position}"
+    if data.images.ndim != 4 or data.images.shape[1] != data.images.shape[2]:
+        raise CoalmineError(f"{where}: images have shape {data.images.shape}, expected (image, size, size, channel)")
+    if data.images.dtype not in (np.uint8, np.float32):
+        raise CoalmineError(f"{where}: images are {data.images.dtype}, expected uint8, or float32 from 0 to 1")
+    if data.images.shape[3] != len(normalisation.mean):
+        raise CoalmineError(
+            f"{where}: images have {data.images.shape[3]} channels but the normalisation has {len(normalisation.mean)}"
+        )
+    if len(data) == 0:
+        raise CoalmineError(f"{where}: no samples; a model needs at least one")
+    hard = data.labels.dtype == np.int64 and data.labels.ndim == 1
+    soft = data.labels.dtype == np.float32 and data.labels.shape[1:] == (classes,)
+    if not (hard or soft):
+        raise CoalmineError(
+            f"{where}: labels are {data.labels.dtype} {data.labels.shape}, expected int64 (n,) "
+            f"or float32 (n, {classes})"
+        )
+    if hard and not (0 <= data.labels.min() and data.labels.max() < classes):
+        raise CoalmineError(f"{where}: labels must be from 0 to {classes - 1}")
+    count = len(data.images) if data.index is None else len(data.index)
+    if count != len(data):
+        raise CoalmineError(f"{where}: {len(data)} labels for {count} images")
+    if data.index is not None and not (0 <= data.index.min() and data.index.max() < len(data.images)):
+        raise CoalmineError(f"{where}: index must be from 0 to {len(data.images) - 1}, the last image")
+
+
+def _check_stack(sets: Sequence[TrainingSet], recipe: Recipe) -> None:
+    """Refuse sets that cannot be trained as one stack."""
+    remedy = "use mode: sequential"
+    if len({(data.images.dtype, data.images.shape[1:], data.labels.dtype) for data in sets}) > 1:
+        raise CoalmineError(f"stacked training needs images and labels of one kind in all sets; {remedy}")
+    batches = sorted({recipe.batch(len(data)) for data in sets})
+    if len(batches) > 1:
+        raise CoalmineError(f"stacked training needs one batch size, but these sets give {batches}; {remedy}")
+    if recipe.precision == "bfloat16":
+        raise CoalmineError(f"stacked training has no bfloat16, as vmap ignores autocast; {remedy} or precision: tf32")
