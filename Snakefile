@@ -1,0 +1,29 @@
+"""Coalmine: how much does a model that was trained on synthetic data leak about the private data behind it?
+
+    snakemake results/table1.csv --cores all
+
+makes everything that table 1 of the default run (config.yaml) needs. Overlay a preset with
+`--configfile workflow/presets/lite.yaml`; list all targets with `snakemake --list-target-rules`.
+"""
+
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+# The package beside this Snakefile, whether or not another copy of it is installed.
+sys.path.insert(0, f"{workflow.basedir}/src")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/methods.smk"
+include: "workflow/rules/audit.smk"
+include: "workflow/rules/report.smk"

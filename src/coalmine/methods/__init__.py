@@ -1,0 +1,14 @@
+"""Methods: one file a family; the configuration names the file as ``module``.
+
+A method file defines
+
+- ``class Settings(coalmine.settings.Settings)``: its hyper-parameters, with units and the paper's values; and
+- either ``synthesize(shadows, settings, setup)``, which yields one :class:`coalmine.shadows.Synthetic` per shadow
+  model, in order: the audited model is then trained on that set with the run's recipe;
+- or ``train(shadows, settings, setup)``, which yields one :class:`coalmine.training.loop.Trained` per shadow model, in
+  order: the method is a way to train on the private data themselves; and
+- ``USES_PUBLIC = True`` if it needs the run's public data.
+
+Nothing else has to be edited: a new file and an entry in ``config.yaml`` make a new row.
+Keep heavy imports (torch) inside functions where that is no burden: ``Settings`` are checked before any job starts.
+"""

@@ -1,0 +1,67 @@
+"""The files of a run that several stages read: images with labels, and the audit design."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from coalmine.artefacts import digest, read_json, read_npy, write_bytes, write_npy
+from coalmine.audit.design import Design
+from coalmine.data.images import ImageSet
+from coalmine.errors import CoalmineError
+
+_COLUMNS = ("canary", "index", "true_label", "canary_label", "mislabelled")
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read the class names that the ``prepare`` stage wrote."""
+    return tuple(read_json(path)["classes"])
+
+
+def read_images(images: Path, labels: Path) -> ImageSet:
+    """Read ``images.npy`` (uint8 (n, height, width, channel)) and ``labels.npy`` (int64 (n,))."""
+    pixels = read_npy(images, "uint8", (None, None, None, None))
+    return ImageSet(pixels, read_npy(labels, "int64", (len(pixels),)))
+
+
+def write_design(canaries: Path, membership: Path, design: Design) -> None:
+    """Write ``canaries.csv`` and ``membership.npy``."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    columns = (design.index, design.true_label, design.canary_label, design.mislabelled.astype(np.int64))
+    writer.writerows([number, *map(int, row)] for number, row in enumerate(zip(*columns, strict=True)))
+    write_bytes(canaries, table.getvalue().encode())
+    write_npy(membership, design.membership)
+
+
+def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
+    """Read the audit design and check it against the true labels of the private data.
+
+    Raises:
+        CoalmineError: the table is malformed, or it was drawn for other data.
+    """
+    try:
+        with open(canaries, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        table = np.array(rows[1:], dtype=np.int64).reshape(-1, len(_COLUMNS))
+    except (OSError, ValueError) as error:
+        raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}).") from error
+    if tuple(rows[0]) != _COLUMNS:
+        raise CoalmineError(f"{canaries}: the columns are {rows[0]}, expected {list(_COLUMNS)}.")
+    _, index, true_label, canary_label, mislabelled = table.T.copy()
+    if index.max(initial=-1) >= len(labels) or not np.array_equal(labels[index], true_label):
+        raise CoalmineError(
+            f"{canaries} was drawn for other private data: its true labels are not those of the data at hand. "
+            "Delete the run's audit folder and run Snakemake again."
+        )
+    included = read_npy(membership, "bool", (len(index), None))
+    return Design(index, true_label, canary_label, mislabelled.astype(bool), included)
+
+
+def design_digest(design: Design) -> str:
+    """Digest of everything that the design fixes."""
+    return digest(design.index, design.true_label, design.canary_label, design.mislabelled, design.membership)

@@ -1,0 +1,20 @@
+"""Build one figure: png and pdf, and a csv with the numbers that it draws."""
+
+from coalmine.progress import reporter
+from coalmine.reporting.writers import write_figure
+from coalmine.stages import _command
+
+
+def main() -> None:
+    """Read the run's results, draw the figure, write its files."""
+    command = _command.parser(__doc__)
+    _command.add_results(command)
+    arguments = command.parse_args()
+    module, settings, results = _command.report(arguments)
+    figure, frame = module.build(results, settings)
+    write_figure(figure, frame, arguments.out[0].with_suffix(""))
+    reporter(arguments.spec["name"])(f"draws {len(frame)} rows of numbers")
+
+
+if __name__ == "__main__":
+    _command.run(main)

@@ -1,0 +1,138 @@
+"""Score every attack against one method and compute all metrics with their intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coalmine.artefacts import check_header, read_npy, read_npz, write_json, write_npz
+from coalmine.audit.attacks import attack_scores, primary_attack
+from coalmine.audit.design import Design, shuffled_membership
+from coalmine.audit.metrics import evaluate, max_over_variants, memorised
+from coalmine.errors import CoalmineError
+from coalmine.progress import reporter
+from coalmine.run_files import design_digest, read_design, read_images
+from coalmine.seeds import numpy_generator, seed_sequence
+from coalmine.stages import _command
+
+FPRS = (0.001, 0.01)
+"""The false-positive rates of the papers' tables."""
+
+
+def read_logits(paths: list[Path], method: str, design: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the logits of all shadow models: float32 (canary, model, view, class) and (model, test, class)."""
+    canaries, tests = [], []
+    for number, path in enumerate(paths):
+        header, arrays = read_npz(
+            path, canary_logits=("float32", (None, None, None)), test_logits=("float32", (None, None))
+        )
+        check_header(path, header, spec__method=method, shadow=number, inputs__design=design)
+        canaries.append(arrays["canary_logits"])
+        tests.append(arrays["test_logits"])
+    return np.stack(canaries, axis=1), np.stack(tests)
+
+
+def taken_by(paths: list[Path], design: Design) -> np.ndarray:
+    """Return bool (canary, model): the synthetic set of the model holds something made from that very sample."""
+    taken = np.zeros(design.membership.shape, dtype=bool)
+    for number, path in enumerate(paths):
+        _, arrays = read_npz(path, source=("int64", (None,)))
+        taken[:, number] = np.isin(design.index, arrays["source"])
+    if (taken & ~design.membership).any():
+        raise CoalmineError(f"{paths[0].parent}: synthetic sets hold samples that their shadow models must not see.")
+    return taken
+
+
+def accuracy(test_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return test accuracy per model, its mean and its standard error over models."""
+    per_model = (test_logits.argmax(axis=-1) == labels).mean(axis=-1)
+    error = per_model.std(ddof=1) / np.sqrt(len(per_model))
+    return {"mean": float(per_model.mean()), "se": float(error), "per_model": per_model.tolist()}
+
+
+def main() -> None:
+    """Read logits and design, score, write scores and metrics."""
+    command = _command.parser(__doc__)
+    _command.add_design(command)
+    _command.add_test_data(command)
+    command.add_argument("--labels", type=Path, required=True, help="data/private/labels.npy")
+    command.add_argument("--logits", type=Path, nargs="+", required=True, help="logits of all shadow models")
+    command.add_argument("--synthetic", type=Path, nargs="*", default=[], help="synthetic sets of all shadow models")
+    arguments = command.parse_args()
+    spec = arguments.spec
+    progress = reporter(f"score {spec['method']}")
+    design = read_design(*arguments.design, read_npy(arguments.labels, "int64", (None,)))
+    drawn_for = design_digest(design)
+    canary_logits, test_logits = read_logits(arguments.logits, spec["of"], drawn_for)
+    test = read_images(*arguments.test)
+
+    membership = design.membership
+    if spec["membership"] == "shuffled":
+        membership = shuffled_membership(membership, numpy_generator(spec["seed"], spec["method"], "membership"))
+    synthetic = [path for path in arguments.synthetic if path.suffix == ".npz"]
+    taken = taken_by(synthetic, design) if synthetic else design.membership
+
+    views = canary_logits.shape[2]
+    metrics: dict[str, Any] = {
+        **_command.header("score", spec, inputs={"design": drawn_for}),
+        "method": spec["method"],
+        "membership": spec["membership"],
+        "design": {
+            "models": membership.shape[1],
+            "canaries": int(design.mislabelled.sum()),
+            "clean": int((~design.mislabelled).sum()),
+            "views": views,
+        },
+        "accuracy": accuracy(test_logits, test.labels),
+        "claimed": {"epsilon": None, "delta": None, "accountant": None},
+        "primary": primary_attack(views),
+        "groups": {},
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for group, rows in (("mislabelled", design.mislabelled), ("clean", ~design.mislabelled)):
+        if not rows.any():
+            continue
+        labels, included, logits = design.canary_label[rows], membership[rows], canary_logits[rows]
+        scores = attack_scores(logits, labels, included)
+        variants = {}
+        for name, score in scores.items():
+            arrays[f"{group}/{name}"] = score
+            seed = seed_sequence(spec["seed"], spec["method"], group, name, "bootstrap")
+            variants[name] = evaluate(
+                score,
+                included,
+                fprs=FPRS,
+                replicates=spec["bootstrap"],
+                confidence=spec["confidence"],
+                delta=spec["delta"],
+                seed=seed,
+            )
+        arrays[f"{group}/membership"] = included
+        inside, outside = memorised(logits, labels, included)
+        real = design.membership[rows]
+        metrics["groups"][group] = {
+            "pairs": int(included.size),
+            "members": int(included.sum()),
+            "variants": variants,
+            "max_over_variants": {str(fpr): max_over_variants(variants, fpr) for fpr in FPRS},
+            "facts": {
+                "selected": float(taken[rows][real].mean()),
+                "initialised": None,
+                "memorised": inside,
+                "memorised_out": outside,
+            },
+        }
+        main_result = variants[primary_attack(views)]
+        progress(
+            f"{group}: TPR {main_result['tpr'][str(FPRS[0])]['value']:.1%} at FPR {FPRS[0]:.1%}, "
+            f"AUC {main_result['auc']['value']:.3f}"
+        )
+    scores_file, metrics_file = arguments.out
+    write_npz(scores_file, {key: metrics[key] for key in ("stage", "spec", "code", "inputs")}, arrays)
+    write_json(metrics_file, metrics)
+
+
+if __name__ == "__main__":
+    _command.run(main)

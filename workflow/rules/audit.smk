@@ -1,0 +1,73 @@
+"""The audit: the design before any model is made, and the scores of every attack after.
+
+In: private labels; logits of all models. Out: `audit/canaries.csv`, `audit/membership.npy`; `scores/<method>.npz`,
+`metrics/<method>.json`.
+"""
+
+for case in ("worst", "average"):
+
+    rule:
+        name:
+            f"design_{case}"
+        input:
+            labels=PRIVATE[1],
+            classes=PRIVATE[2],
+        output:
+            design_files(case),
+            design_files(case)[0].replace("canaries.csv", "design.json"),
+        params:
+            spec=RUN.spec("design", case=case),
+            code=RUN.code("design"),
+        log:
+            f"{ROOT}/logs/design/{case}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        resources:
+            runtime=10,
+            mem_mb=1000,
+        message:
+            "Drawing canaries and membership"
+        shell:
+            """
+            python -m coalmine.stages.design \
+              --spec {params.spec:q} \
+              --labels {input.labels:q} \
+              --classes {input.classes:q} \
+              --out {output:q} 2>&1 | tee {log:q}
+            """
+
+
+rule score:
+    """Every attack against one method, with intervals."""
+    input:
+        labels=PRIVATE[1],
+        design=design_of,
+        test=TEST,
+        logits=logits_of,
+        synthetic=synthetic_of,
+    output:
+        f"{ROOT}/scores/{{method}}.npz",
+        f"{ROOT}/metrics/{{method}}.json",
+    params:
+        spec=lambda wildcards: RUN.spec("score", method=wildcards.method),
+        code=RUN.code("score"),
+    log:
+        f"{ROOT}/logs/score/{{method}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    resources:
+        runtime=60,
+        mem_mb=4000,
+    message:
+        "Attacking {wildcards.method}"
+    shell:
+        """
+        python -m coalmine.stages.score \
+          --spec {params.spec:q} \
+          --labels {input.labels:q} \
+          --design {input.design:q} \
+          --test {input.test:q} \
+          --logits {input.logits:q} \
+          --synthetic {input.synthetic:q} \
+          --out {output:q} 2>&1 | tee {log:q}
+        """

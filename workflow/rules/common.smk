@@ -1,0 +1,137 @@
+"""What all rules share: the checked configuration and the names of files.
+
+In: the merged configuration. Out: `RUN`, what each rule asks for its `spec` and `code`, and helpers for file names.
+The whole configuration is checked here, before any job starts.
+"""
+
+import shutil
+
+from coalmine.config import check
+from coalmine.errors import CoalmineError
+from snakemake.exceptions import WorkflowError
+
+try:
+    RUN = check(config)
+except CoalmineError as error:
+    raise WorkflowError(str(error)) from None
+
+ROOT = f"results/{RUN.name}"
+SHADOWS = [f"{shadow:03d}" for shadow in RUN.shadows]
+EXECUTION = RUN.config.execution
+# The GPU token keeps jobs from sharing a device. Without a GPU, one-thread jobs run side by side.
+ON_GPU = EXECUTION.device == "cuda" or (
+    EXECUTION.device == "auto" and shutil.which("nvidia-smi") is not None
+)
+
+PRIVATE = [
+    f"{ROOT}/data/private/images.npy",
+    f"{ROOT}/data/private/labels.npy",
+    f"{ROOT}/data/classes.json",
+]
+PUBLIC = (
+    [f"{ROOT}/data/public/images.npy", f"{ROOT}/data/public/labels.npy"]
+    if "public" in RUN.sources
+    else []
+)
+TEST = [f"{ROOT}/data/test/images.npy", f"{ROOT}/data/test/labels.npy"]
+
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src; ")
+
+
+wildcard_constraints:
+    method="|".join([*RUN.audited, *RUN.config.controls]),
+    case="worst|average",
+    table="|".join(RUN.reports("tables")) or "none",
+    figure="|".join(RUN.reports("figures")) or "none",
+
+
+def batches():
+    """Shadow models by job. No file name and no parameter depends on the size of a batch."""
+    size = EXECUTION.batch
+    return [SHADOWS[start : start + size] for start in range(0, len(SHADOWS), size)]
+
+
+def per_shadow(stage, method, suffix):
+    """One artefact a shadow model, each with its measurements beside it."""
+    return [
+        f"{ROOT}/{stage}/{method}/{shadow}.{ending}"
+        for shadow in SHADOWS
+        for ending in (suffix, "json")
+    ]
+
+
+def batch_outputs(stage, suffix, batch):
+    """What one job of a batched stage makes, for every method."""
+    return [
+        f"{ROOT}/{stage}/{{method}}/{shadow}.{ending}"
+        for shadow in batch
+        for ending in (suffix, "json")
+    ]
+
+
+def design_files(case):
+    """Canaries and membership of the worst or the average case."""
+    folder = f"{ROOT}/audit" if case == "worst" else f"{ROOT}/audit/average"
+    return [f"{folder}/canaries.csv", f"{folder}/membership.npy"]
+
+
+def design_of(wildcards):
+    """The audit design under which a method's models are made."""
+    control = RUN.config.controls.get(wildcards.method)
+    method = control.of if control else wildcards.method
+    return design_files("average" if RUN.is_average_case(method) else "worst")
+
+
+# Batched stages read the files of all shadow models, not just of their own batch: the set of input files must not
+# depend on the size of a batch, or another size would rerun everything.
+def synthetic_of(wildcards):
+    """Synthetic sets of a method, none if it trains on the private data."""
+    control = RUN.config.controls.get(wildcards.method)
+    method = control.of if control else wildcards.method
+    return per_shadow("synthetic", method, "npz") if RUN.synthesizes(method) else []
+
+
+def public_of(wildcards):
+    """Public data, if the method needs them."""
+    return PUBLIC if RUN.uses_public(wildcards.method) else []
+
+
+def models_of(wildcards):
+    """Models of a method."""
+    return per_shadow("models", wildcards.method, "safetensors")
+
+
+def logits_of(wildcards):
+    """Logits of a method, or of the method that a control borrows them from."""
+    control = RUN.config.controls.get(wildcards.method)
+    method = control.of if control else wildcards.method
+    return [f"{ROOT}/logits/{method}/{shadow}.npz" for shadow in SHADOWS]
+
+
+def source_files(role):
+    """Archives of a data source: downloaded, or the local file or folder that the configuration names."""
+    local = getattr(RUN.sources[role][1], "path", None)
+    if local is not None:
+        return [local]
+    return [f"results/data/raw/{remote.name}" for remote in RUN.downloads(role)]
+
+
+def report_inputs(section, name):
+    """What a table or figure reads."""
+    needs, methods = RUN.report_needs(section, name)
+    audited = [method for method in methods if method in RUN.audited]
+    files = []
+    if "metrics" in needs:
+        files += [f"{ROOT}/metrics/{method}.json" for method in methods]
+    if "scores" in needs:
+        files += [f"{ROOT}/scores/{method}.npz" for method in methods]
+    if "costs" in needs:
+        for method in audited:
+            stages = ["models", "logits"] + ["synthetic"] * RUN.synthesizes(method)
+            files += [f"{ROOT}/{stage}/{method}/{shadow}.json" for stage in stages for shadow in SHADOWS]
+    return files
+
+
+def targets():
+    """All finished tables and figures."""
+    return [f"results/{name}.csv" for section in ("tables", "figures") for name in RUN.reports(section)]

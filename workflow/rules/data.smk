@@ -1,0 +1,84 @@
+"""Data: archives are downloaded and checked, then turned into arrays.
+
+In: the sources that the configuration names. Out: `results/data/raw/` (shared by all runs) and, per run,
+`data/{private,test,public}/{images,labels}.npy` with `data/classes.json`.
+"""
+
+for remote in [remote for role in RUN.sources for remote in RUN.downloads(role)]:
+
+    rule:
+        name:
+            f"download_{remote.name.split('.')[0].replace('-', '_')}"
+        output:
+            f"results/data/raw/{remote.name}",
+        params:
+            spec=RUN.download_spec(remote),
+        log:
+            f"results/logs/download/{remote.name}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        resources:
+            runtime=120,
+            mem_mb=500,
+        message:
+            "Downloading {output}"
+        shell:
+            "python -m coalmine.stages.download --spec {params.spec:q} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule prepare_private:
+    """Private and test images of the run."""
+    input:
+        files=source_files("private"),
+    output:
+        PRIVATE,
+        TEST,
+    params:
+        spec=RUN.spec("prepare", role="private"),
+        code=RUN.code("prepare", RUN.source_module("private")),
+    log:
+        f"{ROOT}/logs/prepare/private.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    resources:
+        runtime=60,
+        mem_mb=4000,
+    message:
+        "Preparing private and test data"
+    shell:
+        """
+        python -m coalmine.stages.prepare \
+          --spec {params.spec:q} \
+          --files {input.files:q} \
+          --out {output:q} 2>&1 | tee {log:q}
+        """
+
+
+if PUBLIC:
+
+    rule prepare_public:
+        """Public images: they are not derived from private data and may be shared by all shadow models."""
+        input:
+            files=source_files("public"),
+        output:
+            PUBLIC,
+            f"{ROOT}/data/public/classes.json",
+        params:
+            spec=RUN.spec("prepare", role="public"),
+            code=RUN.code("prepare", RUN.source_module("public")),
+        log:
+            f"{ROOT}/logs/prepare/public.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        resources:
+            runtime=60,
+            mem_mb=4000,
+        message:
+            "Preparing public data"
+        shell:
+            """
+            python -m coalmine.stages.prepare \
+              --spec {params.spec:q} \
+              --files {input.files:q} \
+              --out {output:q} 2>&1 | tee {log:q}
+            """

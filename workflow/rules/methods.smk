@@ -1,0 +1,117 @@
+"""Methods: synthetic sets, audited models and their logits, in batches of shadow models.
+
+In: private data and audit design. Out: `synthetic/<method>/<shadow>.npz`, `models/<method>/<shadow>.safetensors`,
+`logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow models they make.
+"""
+
+for batch in batches():
+
+    rule:
+        name:
+            f"synthesize_{batch[0]}"
+        input:
+            private=PRIVATE,
+            design=design_of,
+            public=public_of,
+        output:
+            batch_outputs("synthetic", "npz", batch),
+        params:
+            spec=lambda wildcards: RUN.spec("synthesize", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("synthesize", wildcards.method),
+        log:
+            f"{ROOT}/logs/synthesize/{{method}}-{batch[0]}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            mode=EXECUTION.mode,
+            runtime=720,
+            mem_mb=8000,
+        message:
+            f"Synthetic sets of {{wildcards.method}} for shadow models {batch[0]} to {batch[-1]}"
+        shell:
+            """
+            python -m coalmine.stages.synthesize \
+              --spec {params.spec:q} \
+              --private {input.private:q} \
+              --design {input.design:q} \
+              --public {input.public:q} \
+              --device {resources.device} --mode {resources.mode} --threads {threads} \
+              --out {output:q} 2>&1 | tee {log:q}
+            """
+
+    rule:
+        name:
+            f"train_{batch[0]}"
+        input:
+            private=PRIVATE,
+            design=design_of,
+            synthetic=synthetic_of,
+        output:
+            batch_outputs("models", "safetensors", batch),
+        params:
+            spec=lambda wildcards: RUN.spec("train", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("train", wildcards.method),
+        log:
+            f"{ROOT}/logs/train/{{method}}-{batch[0]}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            mode=EXECUTION.mode,
+            runtime=720,
+            mem_mb=8000,
+        message:
+            f"Training the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
+        shell:
+            """
+            python -m coalmine.stages.train \
+              --spec {params.spec:q} \
+              --private {input.private:q} \
+              --design {input.design:q} \
+              --synthetic {input.synthetic:q} \
+              --device {resources.device} --mode {resources.mode} --threads {threads} \
+              --out {output:q} 2>&1 | tee {log:q}
+            """
+
+    rule:
+        name:
+            f"logits_{batch[0]}"
+        input:
+            private=PRIVATE,
+            design=design_of,
+            test=TEST,
+            models=models_of,
+        output:
+            batch_outputs("logits", "npz", batch),
+        params:
+            spec=lambda wildcards: RUN.spec("logits", method=wildcards.method),
+            code=RUN.code("logits"),
+        log:
+            f"{ROOT}/logs/logits/{{method}}-{batch[0]}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            mode=EXECUTION.mode,
+            runtime=60,
+            mem_mb=8000,
+        message:
+            f"Querying the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
+        shell:
+            """
+            python -m coalmine.stages.logits \
+              --spec {params.spec:q} \
+              --private {input.private:q} \
+              --design {input.design:q} \
+              --test {input.test:q} \
+              --models {input.models:q} \
+              --device {resources.device} --mode {resources.mode} --threads {threads} \
+              --out {output:q} 2>&1 | tee {log:q}
+            """

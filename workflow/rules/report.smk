@@ -1,0 +1,144 @@
+"""Tables and figures, under the run and, for the run of the configuration, as `results/tableN.csv` and so on.
+
+In: metrics, scores and measured costs. Out: csv, html and tex of tables; png, pdf and csv of figures.
+"""
+
+
+rule all:
+    """Every table and figure of the run."""
+    default_target: True
+    input:
+        targets(),
+        f"{ROOT}/config.json",
+    localrule: True
+
+
+rule tables:
+    """Every table of the run."""
+    input:
+        [f"results/{name}.csv" for name in RUN.reports("tables")],
+    localrule: True
+
+
+rule figures:
+    """Every figure of the run."""
+    input:
+        [f"results/{name}.csv" for name in RUN.reports("figures")],
+    localrule: True
+
+
+rule table:
+    """One table, from the results of the methods that it lists."""
+    input:
+        lambda wildcards: report_inputs("tables", wildcards.table),
+    output:
+        report(
+            f"{ROOT}/{{table}}.html",
+            category="Tables",
+            caption="../report/table.rst",
+            labels={"table": "{table}"},
+        ),
+        multiext(f"{ROOT}/{{table}}", ".csv", ".tex"),
+    params:
+        spec=lambda wildcards: RUN.spec("table", name=wildcards.table),
+        code=lambda wildcards: RUN.code("table", f"coalmine.reporting.{wildcards.table}"),
+    log:
+        f"{ROOT}/logs/table/{{table}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    resources:
+        runtime=10,
+        mem_mb=1000,
+    message:
+        "Writing {wildcards.table}"
+    shell:
+        """
+        python -m coalmine.stages.table \
+          --spec {params.spec:q} \
+          --results $(dirname {output[0]:q}) \
+          --out {output:q} 2>&1 | tee {log:q}
+        """
+
+
+rule figure:
+    """One figure, with the numbers that it draws beside it."""
+    input:
+        lambda wildcards: report_inputs("figures", wildcards.figure),
+    output:
+        report(
+            f"{ROOT}/{{figure}}.png",
+            category="Figures",
+            caption="../report/figure.rst",
+            labels={"figure": "{figure}"},
+        ),
+        multiext(f"{ROOT}/{{figure}}", ".pdf", ".csv"),
+    params:
+        spec=lambda wildcards: RUN.spec("figure", name=wildcards.figure),
+        code=lambda wildcards: RUN.code("figure", f"coalmine.reporting.{wildcards.figure}"),
+    log:
+        f"{ROOT}/logs/figure/{{figure}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    resources:
+        runtime=10,
+        mem_mb=1000,
+    message:
+        "Drawing {wildcards.figure}"
+    shell:
+        """
+        python -m coalmine.stages.figure \
+          --spec {params.spec:q} \
+          --results $(dirname {output[0]:q}) \
+          --out {output:q} 2>&1 | tee {log:q}
+        """
+
+
+rule publish_table:
+    """The finished table of this run, where people look for it."""
+    input:
+        multiext(f"{ROOT}/{{table}}", ".csv", ".html", ".tex"),
+    output:
+        multiext("results/{table}", ".csv", ".html", ".tex"),
+    log:
+        f"{ROOT}/logs/publish/{{table}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    localrule: True
+    message:
+        "Publishing {output[0]}"
+    shell:
+        "cp {input:q} results/ 2> {log:q}"
+
+
+rule publish_figure:
+    """The finished figure of this run, where people look for it."""
+    input:
+        multiext(f"{ROOT}/{{figure}}", ".png", ".pdf", ".csv"),
+    output:
+        multiext("results/{figure}", ".png", ".pdf", ".csv"),
+    log:
+        f"{ROOT}/logs/publish/{{figure}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    localrule: True
+    message:
+        "Publishing {output[0]}"
+    shell:
+        "cp {input:q} results/ 2> {log:q}"
+
+
+rule configuration:
+    """The whole configuration of the run, every default filled in."""
+    output:
+        f"{ROOT}/config.json",
+    params:
+        spec=RUN.spec("configuration"),
+    log:
+        f"{ROOT}/logs/configuration.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    localrule: True
+    message:
+        "Writing down the configuration"
+    shell:
+        "python -m json.tool --sort-keys - {output:q} <<< {params.spec:q} 2> {log:q}"
