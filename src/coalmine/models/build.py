@@ -48,17 +48,17 @@ def restore(
         raise CoalmineError(
             f"the weights do not fit a {model.name} for {channels}x{image_size}x{image_size} images and "
             f"{classes} classes: {error}; use the settings that the model was trained with, or train it again"
-        ) from None
+        ) from error
     return network.eval()
 
 
 def skeleton(model: settings.ModelSettings, channels: int, image_size: int, classes: int) -> Classifier:
     """Return a network without weights (on the ``meta`` device): shapes and names only."""
-    halvings = _halvings(model)
-    if image_size < 2**halvings:
+    smallest = 2**model.depth if isinstance(model, settings.ConvNet) else 1
+    if image_size < smallest:
         raise CoalmineError(
-            f"a {model.name} that halves the image {halvings} times needs images of at least "
-            f"{2**halvings}x{2**halvings} pixels, these have {image_size}x{image_size}; make it less deep"
+            f"a convnet of depth {smallest.bit_length() - 1} halves the image at every block and so needs "
+            f"{smallest}x{smallest} pixels, these images have {image_size}x{image_size}; lower depth"
         )
     with torch.device("meta"):
         match model:
@@ -72,12 +72,3 @@ def skeleton(model: settings.ModelSettings, channels: int, image_size: int, clas
                 return small.SmallNet(model, channels, image_size, classes)
             case settings.MLP():
                 return small.MLP(model, channels, image_size, classes)
-
-
-def _halvings(model: settings.ModelSettings) -> int:
-    match model:
-        case settings.ConvNet():
-            return model.depth
-        case settings.SmallNet():
-            return 2
-    return 0

@@ -80,13 +80,13 @@ class ConvNet(Settings):
 class SmallNet(Settings):
     """A small convolutional network for images of about 8x8 pixels, fast on one CPU thread.
 
-    Two 3x3 convolutions, each with norm and ReLU and followed by 2x2 max pooling, then one hidden linear layer.
-    The defaults memorise the mislabelled canaries of the demo's digits within a few seconds.
+    Two 3x3 convolutions that each halve the image, with norm and ReLU, then one hidden linear layer. The defaults
+    have 70,186 weights for the demo's digits, and fit their mislabelled canaries within 30 to 40 epochs.
     """
 
     name: Literal["small-cnn"] = "small-cnn"
     width: PositiveInt = Field(32, description="channels of the first convolution; the second has twice as many")
-    hidden: PositiveInt = Field(128, description="units of the hidden layer, the features' dimension")
+    hidden: PositiveInt = Field(192, description="units of the hidden layer, the features' dimension")
     norm: Norm = Field("batch", description="normalisation after each convolution")
 
 

@@ -26,20 +26,21 @@ class Ensemble(Protocol):
 
 
 class Single:
-    """One network, called as it is."""
+    """One network, called as it is, with channels last in memory: convolutions and pooling are faster so."""
 
     def __init__(self, network: nn.Module) -> None:
         """Train ``network`` itself."""
-        self._network = network.train()
+        self._network = network.train().to(memory_format=torch.channels_last)
         self.parameters: list[torch.Tensor] = list(network.parameters())
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """See ``Ensemble.logits``, for one model."""
-        return self._network(x[0])[None]
+        logits: torch.Tensor = self._network(x[0].contiguous(memory_format=torch.channels_last))
+        return logits[None]
 
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``, for model 0."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._network.state_dict().items()}
+        return {name: _exported(tensor) for name, tensor in self._network.state_dict().items()}
 
 
 class Stack:
@@ -67,4 +68,9 @@ class Stack:
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``."""
         tensors = {**self._parameters, **self._buffers}
-        return {name: tensors[name][model].detach().cpu().clone() for name in self._names}
+        return {name: _exported(tensors[name][model]) for name in self._names}
+
+
+def _exported(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on the CPU, laid out as safetensors requires."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
