@@ -45,9 +45,10 @@ def restore(
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
         raise CoalmineError(
-            f"the weights do not fit a {model.name} for {channels}x{image_size}x{image_size} images and "
-            f"{classes} classes: {error}; use the settings that the model was trained with, or train it again"
+            f"the weights do not fit a {model.name} for {channels}x{image_size}x{image_size} images and {classes} "
+            f"classes ({first.rstrip('.')}); use the settings that the model was trained with, or train it again"
         ) from error
     return network.eval()
 

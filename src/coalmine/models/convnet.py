@@ -24,4 +24,5 @@ class ConvNet(Classifier):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last block's feature maps, flattened."""
-        return self.layers(x).flatten(1)
+        maps: torch.Tensor = self.layers(x)
+        return maps.movedim(1, -1).flatten(1)  # channels last, as they lie in memory

@@ -25,7 +25,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(n, class)`` of images ``(n, channel, height, width)``."""
-        return self.head(self.features(x))
+        logits: torch.Tensor = self.head(self.features(x))
+        return logits
 
 
 def normaliser(norm: Norm, channels: int) -> nn.Module:

@@ -49,4 +49,5 @@ class ResNet(Classifier):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the spatial means of the last stage."""
-        return self.blocks(F.relu(self.norm(self.stem(x)))).mean((-2, -1))
+        maps: torch.Tensor = self.blocks(F.relu(self.norm(self.stem(x))))
+        return maps.mean((-2, -1))

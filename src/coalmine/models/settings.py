@@ -30,11 +30,13 @@ class ResNet(Settings):
     """
 
     name: Literal["resnet"] = "resnet"
-    width: PositiveInt = Field(64, description="channels of the first stage, doubled by each later one; ResNet-18: 64")
-    blocks: Annotated[Sizes, Field(min_length=1)] = Field(
-        (2, 2, 2, 2), description="basic blocks of each stage; ResNet-18: (2, 2, 2, 2)"
+    width: PositiveInt = Field(
+        default=64, description="channels of the first stage, doubled by each later one; ResNet-18: 64"
     )
-    norm: Norm = Field("batch", description="normalisation after each convolution; the paper: batch")
+    blocks: Annotated[Sizes, Field(min_length=1)] = Field(
+        default=(2, 2, 2, 2), description="basic blocks of each stage; ResNet-18: (2, 2, 2, 2)"
+    )
+    norm: Norm = Field(default="batch", description="normalisation after each convolution; the paper: batch")
 
 
 class WideResNet(Settings):
@@ -47,12 +49,16 @@ class WideResNet(Settings):
     """
 
     name: Literal["wide-resnet"] = "wide-resnet"
-    depth: int = Field(16, ge=10, description="layers, 6 n + 4 for n blocks a stage; WRN-16-4: 16")
-    widen: PositiveInt = Field(4, description="widening factor of the stages' 16, 32 and 64 channels; WRN-16-4: 4")
-    norm: Norm = Field("batch", description="normalisation before each activation; the paper: batch, DP-SGD: group")
-    bias: bool = Field(False, description="biases in the convolutions; the paper: false, the predecessor: true")
+    depth: int = Field(default=16, ge=10, description="layers, 6 n + 4 for n blocks a stage; WRN-16-4: 16")
+    widen: PositiveInt = Field(
+        default=4, description="widening factor of the stages' 16, 32 and 64 channels; WRN-16-4: 4"
+    )
+    norm: Norm = Field(
+        default="batch", description="normalisation before each activation; the paper: batch, DP-SGD: group"
+    )
+    bias: bool = Field(default=False, description="biases in the convolutions; the paper: false, the predecessor: true")
     downsample: Literal["first", "second"] = Field(
-        "first",
+        default="first",
         description="which 3x3 convolution of a block has the stride; the paper: first, the predecessor: second",
     )
 
@@ -72,9 +78,9 @@ class ConvNet(Settings):
     """
 
     name: Literal["convnet"] = "convnet"
-    depth: PositiveInt = Field(3, description="blocks, each halving the image; CIFAR-10: 3")
-    width: PositiveInt = Field(128, description="channels of every block; the papers: 128")
-    norm: Norm = Field("instance", description="normalisation after each convolution; the papers: instance")
+    depth: PositiveInt = Field(default=3, description="blocks, each halving the image; CIFAR-10: 3")
+    width: PositiveInt = Field(default=128, description="channels of every block; the papers: 128")
+    norm: Norm = Field(default="instance", description="normalisation after each convolution; the papers: instance")
 
 
 class SmallNet(Settings):
@@ -85,16 +91,18 @@ class SmallNet(Settings):
     """
 
     name: Literal["small-cnn"] = "small-cnn"
-    width: PositiveInt = Field(32, description="channels of the first convolution; the second has twice as many")
-    hidden: PositiveInt = Field(192, description="units of the hidden layer, the features' dimension")
-    norm: Norm = Field("batch", description="normalisation after each convolution")
+    width: PositiveInt = Field(
+        default=32, description="channels of the first convolution; the second has twice as many"
+    )
+    hidden: PositiveInt = Field(default=192, description="units of the hidden layer, the features' dimension")
+    norm: Norm = Field(default="batch", description="normalisation after each convolution")
 
 
 class MLP(Settings):
     """A multilayer perceptron on the pixels: hidden layers with ReLU, then linear."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: Annotated[Sizes, Field(min_length=1)] = Field((256, 256), description="units of each hidden layer")
+    hidden: Annotated[Sizes, Field(min_length=1)] = Field(default=(256, 256), description="units of each hidden layer")
 
 
 ModelSettings = Annotated[ResNet | WideResNet | ConvNet | SmallNet | MLP, Field(discriminator="name")]

@@ -32,7 +32,8 @@ class SmallNet(Classifier):
         """Return the hidden layer's activations."""
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
-        return F.relu(self.hidden(x.flatten(1)))
+        x = x.movedim(1, -1).flatten(1)  # channels last, as they lie in memory: a copy here costs 8% of a step
+        return F.relu(self.hidden(x))
 
 
 class MLP(Classifier):

@@ -29,7 +29,8 @@ class WideBlock(nn.Module):
         """Map ``(n, inputs, h, w)`` to ``(n, outputs, h / stride, w / stride)``."""
         active = F.relu(self.norm1(x))
         shortcut = x if self.projection is None else self.projection(active)
-        return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
+        residual: torch.Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return shortcut + residual
 
 
 class WideResNet(Classifier):

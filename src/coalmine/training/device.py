@@ -50,15 +50,12 @@ def peak_memory_mb(device: torch.device) -> float:
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
     """Allow TF32 on CUDA devices exactly when ``precision`` is ``tf32``, and restore the setting afterwards."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
-        for backend in backends:
-            backend.allow_tf32 = precision == "tf32"
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 
 def parameter_dtype(precision: Precision) -> torch.dtype:

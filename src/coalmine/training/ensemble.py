@@ -63,7 +63,8 @@ class Stack:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """See ``Ensemble.logits``."""
-        return self._forward(self._parameters, self._buffers, x)
+        logits: torch.Tensor = self._forward(self._parameters, self._buffers, x)
+        return logits
 
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``."""

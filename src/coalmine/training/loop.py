@@ -6,10 +6,11 @@ Images stay on the device as bytes; a batch is gathered, augmented and normalise
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from coalmine.training.device import arithmetic, parameter_dtype
 from coalmine.training.ensemble import Ensemble, Single, Stack
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
 from coalmine.training.sgd import SGD
+
+Mode = Literal["sequential", "stacked"]
+"""How several models are trained: one after the other, or at once with stacked weights."""
 
 SECONDS_BETWEEN_REPORTS = 5.0
 SAMPLES_PLANNED_AT_ONCE = 8192
@@ -107,7 +111,7 @@ def train(
     classes: int,
     *,
     device: torch.device,
-    mode: Literal["sequential", "stacked"] = "sequential",
+    mode: Mode = "sequential",
     observe: Observer | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Trained]:
@@ -121,32 +125,43 @@ def train(
         generators: each model's randomness, advanced by training.
         classes: the number of classes.
         device: where.
-        mode: ``sequential`` trains one model after the other, ``stacked`` all at once with stacked weights, which
-            gives the same models up to rounding. A model of a stack with fewer steps than others is exported as soon
-            as it has made its own.
+        mode: ``sequential`` trains one model after the other. ``stacked`` trains at once what can share its batches:
+            sets with images and labels of one kind and the same batch size, not in bfloat16 (``vmap`` has no
+            autocast); what cannot is trained by itself. The models are the same up to rounding.
         observe: called before every update.
         progress: called every few seconds with a line of text.
 
     Yields:
-        The trained models in the order of ``sets``; sequential ones each as soon as it is done.
+        The trained models in the order of ``sets``, each as soon as it and those before it are done.
 
     Raises:
-        CoalmineError: if sets, labels or recipe do not fit each other, or if the loss is no longer finite.
+        CoalmineError: if sets, labels and classes do not fit each other, or if the loss is no longer finite.
     """
     if len(generators) != len(sets):
         raise CoalmineError(f"{len(sets)} training sets need as many generators, not {len(generators)}")
     for position, data in enumerate(sets):
         _check(position, data, normalisation, classes)
-    stacks = [[position] for position in range(len(sets))]
-    if mode == "stacked" and sets:
-        _check_stack(sets, recipe)
-        stacks = [list(range(len(sets)))]
     images = _DeviceImages(device)
-    for positions in stacks:
+    done: dict[int, Trained] = {}
+    due = 0
+    for positions in _stacks(sets, recipe, mode):
         training = _Training(model, sets, positions, recipe, normalisation, generators, classes, images)
         with arithmetic(recipe.precision):
-            trained = training.run(observe, progress)
-        yield from trained
+            done |= {trained.position: trained for trained in training.run(observe, progress)}
+        while due in done:
+            yield done.pop(due)
+            due += 1
+
+
+def _stacks(sets: Sequence[TrainingSet], recipe: Recipe, mode: Mode) -> list[list[int]]:
+    """Return the positions of the sets that are trained together, each stack in order."""
+    if mode == "sequential" or recipe.precision == "bfloat16":
+        return [[position] for position in range(len(sets))]
+    stacks: dict[Hashable, list[int]] = {}
+    for position, data in enumerate(sets):
+        kind = (data.images.dtype, data.images.shape[1:], data.labels.dtype, recipe.batch(len(data)))
+        stacks.setdefault(kind, []).append(position)
+    return list(stacks.values())
 
 
 class _Training:
@@ -169,12 +184,12 @@ class _Training:
         self.batch = recipe.batch(self.sizes[0])
         self.device = images.device
         self.dtype = parameter_dtype(recipe.precision)
-        self.data = _Samples([sets[position] for position in positions], images, self.dtype)
+        self.samples = _Samples([sets[position] for position in positions], images, self.dtype)
         self.streams = [
             _Stream(generators[position].order, size, recipe.augmentation)
             for position, size in zip(positions, self.sizes, strict=True)
         ]
-        channels, image_size = self.data.images.shape[1:3]
+        channels, image_size = self.samples.images.shape[1:3]
         networks = [
             build(model, channels, image_size, classes, generators[position].initialisation).to(self.device, self.dtype)
             for position in positions
@@ -183,16 +198,19 @@ class _Training:
         self.sgd = SGD(self.ensemble.parameters, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
     def run(self, observe: Observer | None, progress: Callable[[str], None] | None) -> list[Trained]:
-        """Train to the end and return the models in order."""
+        """Train to the end and return the models in order; each is exported at its own last step."""
         states: dict[int, dict[str, torch.Tensor]] = {}
         clock = _Clock(max(self.steps), len(self.positions) * self.batch)
         for step, (plan, rate) in enumerate(self._plans()):
-            loss = self._update(plan, rate, self._active(step), observe)
-            states |= {model: self._export(model, loss) for model, steps in enumerate(self.steps) if step + 1 == steps}
+            loss = self._update(step, plan, rate, observe)
+            for model in self._finished_by(step):
+                self._check_loss(loss, model, step)
+                states[model] = self._export(model)
             if clock.is_time_to_report():
-                self._check_loss(loss, step)
+                for model in self._active(step):
+                    self._check_loss(loss, model, step)
                 if progress:
-                    progress(clock.report(step + 1, self._epochs(step + 1), float(loss.mean())))
+                    progress(f"{self._name()}, {clock.report(step + 1, self._epoch(0, step + 1), float(loss.mean()))}")
         seconds = clock.seconds() / len(self.positions)
         return [
             Trained(position, states[model], self.steps[model], seconds)
@@ -200,67 +218,72 @@ class _Training:
         ]
 
     def _update(
-        self, plan: torch.Tensor, rate: float | torch.Tensor, active: list[int], observe: Observer | None
+        self, step: int, plan: torch.Tensor, rate: float | torch.Tensor, observe: Observer | None
     ) -> torch.Tensor:
-        """Make one step with ``plan`` ``(model, batch, 4)`` and return each model's mean loss before it."""
+        """Make one step with ``plan``, int64 ``(model, batch, 4)``; return each model's mean loss before it."""
         augmentation = self.recipe.augmentation
         samples, flip, dy, dx = plan.unbind(-1)
-        images, labels = self.data[samples]
+        images, labels = self.samples[samples]
         images = random_augment(images, flip if augmentation.flip else None, dy, dx, augmentation.shift)
         x = normalise(images, self.normalisation, self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             logits = self.ensemble.logits(x)
         logits = logits.to(self.dtype)
         if observe:
+            active = self._active(step)
             models = [self.positions[model] for model in active]
             observe(models, samples[active], logits.detach()[active], labels[active])
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none")
         loss = losses.view(samples.shape).mean(1)
+        # The models are independent, so the gradient of the sum holds each model's own.
         self.sgd.step(torch.autograd.grad(loss.sum(), self.ensemble.parameters), rate)
         return loss.detach()
 
     def _plans(self) -> Iterator[tuple[torch.Tensor, float | torch.Tensor]]:
-        """Yield each step's samples with their augmentation ``(model, batch, 4)``, and learning rate."""
+        """Yield each step's samples with their augmentation, int64 ``(model, batch, 4)``, and its learning rate."""
         total = max(self.steps)
         block = max(1, SAMPLES_PLANNED_AT_ONCE // self.batch)
         for start in range(0, total, block):
             steps = range(start, min(start + block, total))
             drawn = [stream.take(len(steps) * self.batch).view(len(steps), self.batch, 4) for stream in self.streams]
             plans = torch.stack(drawn, dim=1).to(self.device)
-            rates = [[self._rate(model, step) for model in range(len(self.positions))] for step in steps]
-            yield from zip(plans, self._rates(rates), strict=True)
+            yield from zip(plans, self._rates(steps), strict=True)
 
-    def _rates(self, rates: list[list[float]]) -> list[float] | torch.Tensor:
-        if len(self.positions) == 1:
-            return [rate for (rate,) in rates]
-        return torch.tensor(rates, dtype=self.dtype).to(self.device)
-
-    def _rate(self, model: int, step: int) -> float:
-        return self.recipe.learning_rate_at(step, self.sizes[model]) if step < self.steps[model] else 0.0
+    def _rates(self, steps: range) -> Iterable[float | torch.Tensor]:
+        """Return the learning rate of each step: a number, or of several models a vector; 0 once a model is done."""
+        rates = [
+            [self.recipe.learning_rate_at(step, size) if step < own else 0.0 for step in steps]
+            for size, own in zip(self.sizes, self.steps, strict=True)
+        ]
+        return rates[0] if len(rates) == 1 else torch.tensor(rates, dtype=self.dtype).T.contiguous().to(self.device)
 
     def _active(self, step: int) -> list[int]:
         return [model for model, steps in enumerate(self.steps) if step < steps]
 
-    def _epochs(self, step: int) -> float:
-        return step * self.batch / self.sizes[0]
+    def _finished_by(self, step: int) -> list[int]:
+        return [model for model, steps in enumerate(self.steps) if step + 1 == steps]
 
-    def _check_loss(self, loss: torch.Tensor, step: int) -> None:
-        for model in self._active(step):
-            if not torch.isfinite(loss[model]):
-                self._refuse(model, step, "loss is")
+    def _name(self) -> str:
+        return f"model {self.positions[0]}" if len(self.positions) == 1 else f"{len(self.positions)} models"
 
-    def _export(self, model: int, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        self._check_loss(loss, self.steps[model] - 1)
+    def _epoch(self, model: int, step: int) -> float:
+        return step * self.batch / self.sizes[model]
+
+    def _check_loss(self, loss: torch.Tensor, model: int, step: int) -> None:
+        if not torch.isfinite(loss[model]):
+            self._refuse(model, step, f"the loss is {float(loss[model])}")
+
+    def _export(self, model: int) -> dict[str, torch.Tensor]:
         state = self.ensemble.state(model)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-            self._refuse(model, self.steps[model] - 1, "weights are")
+            self._refuse(model, self.steps[model] - 1, "some weights are not finite")
         return state
 
-    def _refuse(self, model: int, step: int, what: str) -> None:
+    def _refuse(self, model: int, step: int, what: str) -> NoReturn:
         raise CoalmineError(
-            f"model {self.positions[model]}: the {what} no longer finite at step {step + 1} of {self.steps[model]} "
-            f"(epoch {self._epochs(step):.1f}); lower learning_rate (now {self.recipe.learning_rate:g}) or raise "
-            f"warmup_epochs (now {self.recipe.warmup_epochs:g})"
+            f"training of model {self.positions[model]}: {what} at step {step + 1} of {self.steps[model]} "
+            f"(epoch {self._epoch(model, step + 1):.1f}); lower learning_rate (now {self.recipe.learning_rate:g}) or "
+            f"raise warmup_epochs (now {self.recipe.warmup_epochs:g})"
         )
 
 
@@ -268,15 +291,15 @@ class _Stream:
     """One model's samples without end: shuffled epochs, one after the other."""
 
     def __init__(self, generator: torch.Generator, n: int, augmentation: Augmentation) -> None:
-        self._epoch = lambda: draw_plan(generator, n, augmentation)
+        self._generator, self._n, self._augmentation = generator, n, augmentation
         self._drawn = torch.empty(0, 4, dtype=torch.int64)
 
     def take(self, count: int) -> torch.Tensor:
         """Return the next ``count`` samples with their augmentation, int64 ``(count, 4)`` as in ``draw_plan``."""
-        parts = [self._drawn]
-        while sum(map(len, parts)) < count:
-            parts.append(self._epoch())
-        drawn = torch.cat(parts)
+        missing = max(0, count - len(self._drawn))
+        epochs = math.ceil(missing / self._n)
+        parts = [draw_plan(self._generator, self._n, self._augmentation) for _ in range(epochs)]
+        drawn = torch.cat([self._drawn, *parts])
         self._drawn = drawn[count:]
         return drawn[:count]
 
@@ -293,8 +316,8 @@ class _DeviceImages:
         """Return the arrays' images one after the other, ``(image, channel, height, width)``."""
         if [id(array) for array in arrays] != [id(array) for array in self._arrays]:
             self._images = torch.empty(0)
-            tensors = [torch.from_numpy(array).to(self.device).movedim(-1, 1) for array in arrays]
-            self._images = torch.cat(tensors).contiguous()
+            tensors = [torch.tensor(array).to(self.device).movedim(-1, 1).contiguous() for array in arrays]
+            self._images = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             self._arrays = arrays
         return self._images
 
@@ -370,22 +393,10 @@ def _check(position: int, data: TrainingSet, normalisation: Normalisation, class
             f"{where}: labels are {data.labels.dtype} {data.labels.shape}, expected int64 (n,) "
             f"or float32 (n, {classes})"
         )
-    if hard and not (0 <= data.labels.min() and data.labels.max() < classes):
+    if hard and (data.labels.min() < 0 or data.labels.max() >= classes):
         raise CoalmineError(f"{where}: labels must be from 0 to {classes - 1}")
     count = len(data.images) if data.index is None else len(data.index)
     if count != len(data):
         raise CoalmineError(f"{where}: {len(data)} labels for {count} images")
-    if data.index is not None and not (0 <= data.index.min() and data.index.max() < len(data.images)):
+    if data.index is not None and (data.index.min() < 0 or data.index.max() >= len(data.images)):
         raise CoalmineError(f"{where}: index must be from 0 to {len(data.images) - 1}, the last image")
-
-
-def _check_stack(sets: Sequence[TrainingSet], recipe: Recipe) -> None:
-    """Refuse sets that cannot be trained as one stack."""
-    remedy = "use mode: sequential"
-    if len({(data.images.dtype, data.images.shape[1:], data.labels.dtype) for data in sets}) > 1:
-        raise CoalmineError(f"stacked training needs images and labels of one kind in all sets; {remedy}")
-    batches = sorted({recipe.batch(len(data)) for data in sets})
-    if len(batches) > 1:
-        raise CoalmineError(f"stacked training needs one batch size, but these sets give {batches}; {remedy}")
-    if recipe.precision == "bfloat16":
-        raise CoalmineError(f"stacked training has no bfloat16, as vmap ignores autocast; {remedy} or precision: tf32")

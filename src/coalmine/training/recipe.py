@@ -29,8 +29,10 @@ precision, for checks.
 class Augmentation(Settings):
     """Random horizontal flip and random shift with zero padding, drawn anew for each sample of each epoch."""
 
-    flip: bool = Field(True, description="mirror each image with probability 1/2; CIFAR-10: true")
-    shift: NonNegativeInt = Field(4, description="largest shift in pixels, either way, on both axes; CIFAR-10: 4")
+    flip: bool = Field(default=True, description="mirror each image with probability 1/2; CIFAR-10: true")
+    shift: NonNegativeInt = Field(
+        default=4, description="largest shift in pixels, either way, on both axes; CIFAR-10: 4"
+    )
 
 
 class Normalisation(Settings):
@@ -59,25 +61,28 @@ class Recipe(Settings):
     ``submit_undefended_train.sh``). The predecessor counts milestones from the end of warm-up (61, 121, 161).
     """
 
-    epochs: PositiveInt = Field(200, description="how often each sample is seen; the protocol: 200")
-    batch_size: PositiveInt = Field(256, description="samples a step, or all if there are fewer; the protocol: 256")
-    learning_rate: PositiveFloat = Field(
-        0.1, description="after warm-up, before the first milestone; the protocol: 0.1"
+    epochs: PositiveInt = Field(default=200, description="how often each sample is seen; the protocol: 200")
+    batch_size: PositiveInt = Field(
+        default=256, description="samples a step, or all if there are fewer; the protocol: 256"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="the protocol: 0.9")
-    nesterov: bool = Field(False, description="Nesterov's momentum; the protocol: false")
-    weight_decay: NonNegativeFloat = Field(5e-4, description="L2 penalty on all weights; the protocol: 5e-4")
-    warmup_epochs: NonNegativeFloat = Field(1.0, description="epochs of linear warm-up; the protocol: 1")
+    learning_rate: PositiveFloat = Field(
+        default=0.1, description="after warm-up, before the first milestone; the protocol: 0.1"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="the protocol: 0.9")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum; the protocol: false")
+    weight_decay: NonNegativeFloat = Field(default=5e-4, description="L2 penalty on all weights; the protocol: 5e-4")
+    warmup_epochs: NonNegativeFloat = Field(default=1.0, description="epochs of linear warm-up; the protocol: 1")
     schedule: Literal["steps", "cosine", "constant"] = Field(
-        "steps", description="after warm-up: times gamma at each milestone (the protocol), cosine to 0, or constant"
+        default="steps",
+        description="after warm-up: times gamma at each milestone (the protocol), cosine to 0, or constant",
     )
     milestones: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = Field(
-        (60, 120, 160),
+        default=(60, 120, 160),
         description="epochs after which the steps schedule lowers the rate; the protocol: (60, 120, 160)",
     )
-    gamma: float = Field(0.2, gt=0, le=1, description="factor of the steps schedule; the protocol: 0.2")
+    gamma: float = Field(default=0.2, gt=0, le=1, description="factor of the steps schedule; the protocol: 0.2")
     augmentation: Augmentation = Field(default_factory=Augmentation, description="flip and shift, or neither")
-    precision: Precision = Field("float32", description="arithmetic of the network; the protocol: float32")
+    precision: Precision = Field(default="float32", description="arithmetic of the network; the protocol: float32")
 
     @model_validator(mode="after")
     def _has_a_possible_schedule(self) -> Recipe:

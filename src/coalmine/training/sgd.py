@@ -30,13 +30,14 @@ class SGD:
             gradients: one for each parameter, in order.
             rate: the learning rate, or, for a stack, one for each model: ``(model,)`` on the parameters' device.
         """
+        gradients = list(gradients)
         if self.weight_decay:
-            gradients = torch._foreach_add(gradients, self.parameters, alpha=self.weight_decay)
+            gradients = list(torch._foreach_add(gradients, self.parameters, alpha=self.weight_decay))
         torch._foreach_mul_(self._velocity, self.momentum)
         torch._foreach_add_(self._velocity, gradients)
-        descent: Sequence[torch.Tensor] = self._velocity
+        descent = self._velocity
         if self.nesterov:
-            descent = torch._foreach_add(gradients, self._velocity, alpha=self.momentum)
+            descent = list(torch._foreach_add(gradients, self._velocity, alpha=self.momentum))
         if isinstance(rate, torch.Tensor):
             rates = [rate.view(-1, *[1] * (parameter.ndim - 1)) for parameter in self.parameters]
             torch._foreach_addcmul_(self.parameters, descent, rates, value=-1)
