@@ -120,7 +120,7 @@ def write_safetensors(path: Path, header: Header, tensors: Mapping[str, np.ndarr
     """Write named weights; the header goes into the metadata."""
     from safetensors.numpy import save
 
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     write_bytes(path, save(contiguous, metadata={_HEADER: canonical_json(header)}))
 
 

@@ -85,7 +85,7 @@ def _read_module(module: str) -> tuple[str, frozenset[str]]:
             # ``from package import name`` imports a module where ``name`` is one.
             imported.update(f"{base}.{alias.name}" for alias in node.names)
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+            node.body = node.body[1:]
     digest = hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()
     inside = {name for target in imported for name in _with_parents(target) if _path_of(name)}
     return digest, frozenset(inside)

@@ -107,8 +107,10 @@ def _ranked(scores: FloatArray, chosen: np.ndarray) -> tuple[IntArray, FloatArra
 
 
 def _pair_weights(pairs: IntArray, canary_weights: FloatArray, model_weights: FloatArray) -> FloatArray:
-    weights = np.take(canary_weights, pairs[0], axis=1)
-    return weights * np.take(model_weights, pairs[1], axis=1) if model_weights.shape[1] > 1 else weights
+    weights: FloatArray = np.take(canary_weights, pairs[0], axis=1)
+    if model_weights.shape[1] > 1:
+        weights *= np.take(model_weights, pairs[1], axis=1)
+    return weights
 
 
 def resampling_weights(items: int, replicates: int, rng: np.random.Generator) -> FloatArray:

@@ -110,7 +110,7 @@ def main() -> None:
                 seed=seed,
             )
         arrays[f"{group}/membership"] = included
-        inside, outside = memorised(logits, labels, included)
+        fits = memorised(logits, labels, included)
         real = design.membership[rows]
         metrics["groups"][group] = {
             "pairs": int(included.size),
@@ -120,8 +120,8 @@ def main() -> None:
             "facts": {
                 "selected": float(taken[rows][real].mean()),
                 "initialised": None,
-                "memorised": inside,
-                "memorised_out": outside,
+                "memorised": fits["members"],
+                "memorised_out": fits["nonmembers"],
             },
         }
         main_result = variants[primary_attack(views)]
