@@ -83,6 +83,16 @@ def test_allowed_counts_are_exact_for_every_number_of_nonmembers(fpr):
     assert np.all((allowed + 1) / nonmembers > fpr)
 
 
+def test_allowed_counts_are_exact_where_the_product_is_rounded():
+    """Just below 9 / 10, the product with 10 rounds to 9, but 9 are too many; with 0.29 x 100 it rounds down."""
+    below = np.nextafter(0.9, 0)
+    assert below * 10 == 9
+    assert allowed_false_positives(np.array([10]), below) == 8
+    assert allowed_false_positives(np.array([10]), 0.9) == 9
+    assert 0.29 * 100 < 29
+    assert allowed_false_positives(np.array([100]), 0.29) == 29
+
+
 @pytest.mark.parametrize("audit", audits())
 def test_the_auc_is_the_share_of_pairs_won_with_ties_half(audit):
     scores, member = audit
