@@ -1,0 +1,151 @@
+"""Figure 1: leakage against accuracy against cost of every method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from coalmine.reporting.common import WORST_CASE, ReportSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from coalmine.reporting.results import Results
+
+NEEDS = frozenset({"metrics", "costs"})
+
+FPR = 0.001
+TPR = "tpr_at_fpr_0.001"
+
+
+class Settings(ReportSettings):
+    """What figure 1 may be told."""
+
+    title: str = Field(default="Leakage against accuracy and cost, method by method", description="title of the figure")
+
+
+def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
+    """Return the figure and one row per method: what is drawn."""
+    from coalmine.reporting import style
+    from coalmine.reporting.captions import confidence, design_of
+    from coalmine.reporting.labels import place_labels
+
+    frame = _frame(results, settings)
+    with style.context():
+        figure, (axes,) = style.new_figure(height=4.6)
+        obstacles = _draw(axes, frame) + _dress(axes)
+        style.set_title(
+            figure,
+            settings.title,
+            f"{design_of(results.metrics[each] for each in settings.methods)} Bars: {confidence(frame)} interval of "
+            "the TPR, ± standard error of the accuracy; times: synthesis and training. Best is low and right.",
+        )
+        place_labels(axes, _labels(frame), obstacles)
+    return figure, frame
+
+
+def _frame(results: Results, settings: Settings) -> pd.DataFrame:
+    import pandas as pd
+
+    from coalmine.reporting.results import LOW_FPR
+    from coalmine.reporting.table1 import seconds_per_model
+
+    rows = []
+    for method in settings.methods:
+        metrics = results.metrics[method]
+        attack = metrics.variant(WORST_CASE)
+        tpr = attack.tpr[LOW_FPR]
+        seconds, _ = seconds_per_model(results, method)
+        rows.append(
+            {
+                "method": method,
+                "label": settings.label(method),
+                "accuracy": metrics.accuracy.mean,
+                "accuracy_se": metrics.accuracy.se,
+                TPR: tpr.value,
+                f"{TPR}_low": tpr.low,
+                f"{TPR}_high": tpr.high,
+                "seconds_per_model": seconds,
+                "confidence": attack.epsilon.confidence,
+                "control": metrics.membership == "shuffled",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _draw(axes: Axes, frame: pd.DataFrame) -> list[Any]:
+    """Draw every method with its bars; return the bars, for labels to keep clear of."""
+    from coalmine.reporting.layout import rows_of
+    from coalmine.reporting.style import QUIET, look
+
+    bars: list[Any] = []
+    for index, row in enumerate(rows_of(frame)):
+        x, y, shape = row["accuracy"], row[TPR], look(index)
+        colour = QUIET if row["control"] else shape.colour
+        low, high = (y if bound is None else bound for bound in (row[f"{TPR}_low"], row[f"{TPR}_high"]))
+        error = row["accuracy_se"] or 0.0
+        bars += axes.plot([x, x], [low, high], color=colour, linewidth=1.2, zorder=2, gid=f"{row['method']}/interval")
+        bars += axes.plot([x - error, x + error], [y, y], color=colour, linewidth=1.2, zorder=2)
+        axes.plot(
+            x,
+            y,
+            shape.marker,
+            color="white" if row["control"] else colour,
+            markeredgecolor=colour if row["control"] else "white",
+            markeredgewidth=1.4 if row["control"] else 0.6,
+            markersize=8,
+            zorder=3,
+            clip_on=False,
+            gid=row["method"],
+        )
+    return bars
+
+
+def _dress(axes: Axes) -> list[Any]:
+    """Axes, ticks and the line of chance: linear up to 0.1 % so that zero has a place, logarithmic above.
+
+    Returns the line and its name, for labels to keep clear of.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    from coalmine.reporting.style import QUIET, percent_axis, percent_label
+
+    axes.set_yscale("symlog", linthresh=FPR, linscale=0.5)
+    axes.set_ylim(0, 1.5)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.001, 0.01, 0.1, 1]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(percent_label))
+    percent_axis(axes.xaxis)
+    axes.margins(x=0.2)
+    chance = axes.axhline(FPR, color=QUIET, linewidth=1, dashes=(4, 3), zorder=1)
+    axes.set_xlabel("test accuracy")
+    axes.set_ylabel("TPR at 0.1 % FPR, mislabelled canaries")
+    name = axes.text(
+        0.995,
+        FPR,
+        "chance",
+        transform=axes.get_yaxis_transform(),
+        color=QUIET,
+        fontsize=8,
+        ha="right",
+        va="bottom",
+    )
+    return [chance, name]
+
+
+def _labels(frame: pd.DataFrame) -> list[Any]:
+    from coalmine.reporting.labels import Label
+    from coalmine.reporting.layout import number, rows_of
+
+    return [
+        Label(
+            row["label"]
+            + ("" if row["seconds_per_model"] is None else f"\n{number(row['seconds_per_model'], 2)} s/model"),
+            row["accuracy"],
+            row[TPR],
+        )
+        for row in rows_of(frame)
+    ]

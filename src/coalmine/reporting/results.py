@@ -1,0 +1,321 @@
+"""A run's results folder, read lazily and checked: metrics, scores and measured costs per method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from coalmine.artefacts import read_npz
+from coalmine.errors import CoalmineError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+
+LOW_FPR = "0.001"
+HIGH_FPR = "0.01"
+COST_STAGES = ("synthetic", "models", "logits")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its bootstrap interval (``None`` if none was computed)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Rate(Interval):
+    """TPR at a fixed FPR, with the false positives that its threshold let through and those that were allowed."""
+
+    value: Share
+    low: Share | None
+    high: Share | None
+    false_positives: Count
+    allowed: Count
+
+
+@dataclass(frozen=True)
+class EmpiricalEpsilon:
+    """Lower bound on epsilon at ``delta``, and the highest bound that ``canaries`` canaries could have given."""
+
+    lower: Amount
+    confidence: Share
+    delta: Share
+    ceiling: Amount
+    canaries: Count
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one attack variant reached; ``tpr`` is keyed by the FPR as text (``"0.001"``, ``"0.01"``)."""
+
+    auc: Interval
+    tpr: dict[str, Rate]
+    epsilon: EmpiricalEpsilon
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The highest TPR of all variants, chosen after the fact, and the variant that reached it."""
+
+    value: Share
+    variant: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Shares of the canaries: used by the method (``None`` where that means nothing) and memorised by the models.
+
+    ``memorised`` is the share of (IN canary, model) pairs whose query label the model predicts, ``memorised_out`` the
+    same over OUT pairs; ``selected`` and ``initialised`` are the shares of IN pairs that entered the synthetic set.
+    """
+
+    selected: Share | None
+    initialised: Share | None
+    memorised: Share
+    memorised_out: Share
+
+
+@dataclass(frozen=True)
+class Group:
+    """The audit of one kind of canary: (canary, model) pairs, members among them, and every attack variant."""
+
+    pairs: Count
+    members: Count
+    variants: dict[str, Variant]
+    max_over_variants: dict[str, Maximum]
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracy over models: mean, standard error of the mean (``None`` for one model), and each model's."""
+
+    mean: Share
+    se: float | None
+    per_model: list[float]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Claimed differential privacy; ``epsilon`` is ``None`` for a method without a guarantee."""
+
+    epsilon: Amount | None
+    delta: Share | None
+    accountant: str | None
+
+
+@dataclass(frozen=True)
+class Design:
+    """The audit's size: models, mislabelled canaries, clean canaries and views per query."""
+
+    models: Count
+    canaries: Count
+    clean: Count
+    views: Count
+
+
+@dataclass(frozen=True)
+class MethodMetrics:
+    """Everything in ``metrics/<method>.json``; ``membership`` is ``"shuffled"`` for a null control."""
+
+    method: str
+    membership: Literal["true", "shuffled"]
+    design: Design
+    accuracy: Accuracy
+    claimed: Claim
+    primary: str
+    groups: dict[str, Group]
+
+    def group(self, name: str) -> Group:
+        """Return the audit of one kind of canary (``"mislabelled"`` or ``"clean"``).
+
+        Raises:
+            CoalmineError: the method was not audited with that kind.
+        """
+        if name not in self.groups:
+            raise CoalmineError(
+                f"Method {self.method!r} was not audited on {name} canaries (its metrics hold: "
+                f"{', '.join(sorted(self.groups)) or 'none'}). Set a number of {name} canaries in the configuration, "
+                "name under `average` a method entry that has them, or leave the method out."
+            )
+        return self.groups[name]
+
+    def variant(self, group: str, name: str | None = None) -> Variant:
+        """Return one attack variant of a group, by default the primary one.
+
+        Raises:
+            CoalmineError: the group or the variant was not computed.
+        """
+        variants = self.group(group).variants
+        name = name or self.primary
+        if name not in variants:
+            raise CoalmineError(
+                f"The metrics of method {self.method!r} hold no attack variant {name!r} for {group} canaries; they "
+                f"hold {', '.join(sorted(variants))}. Choose one of these."
+            )
+        return variants[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What making one artefact of one shadow model took."""
+
+    seconds: Amount
+    device: str
+    peak_memory_mb: Amount
+    bytes: Count
+
+
+class Audited(NamedTuple):
+    """Scores of one attack variant and the true membership, both ``(canary, model)``; larger = more likely IN."""
+
+    scores: np.ndarray
+    membership: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The score file of one method."""
+
+    path: Path
+
+    def read(self, group: str, variant: str) -> Audited:
+        """Read one variant's scores (float64) and the membership (bool), both of shape ``(canary, model)``.
+
+        Raises:
+            CoalmineError: the file or one of the arrays is missing, has another type or shape, or holds NaN.
+        """
+        scores_name, membership_name = f"{group}/{variant}", f"{group}/membership"
+        fields = {scores_name: ("float64", (None, None)), membership_name: ("bool", (None, None))}
+        _, arrays = read_npz(self.path, **fields)
+        scores, membership = arrays[scores_name], arrays[membership_name]
+        if scores.shape != membership.shape:
+            raise CoalmineError(
+                f"{self.path}: {scores_name} has shape {scores.shape}, but {membership_name} has {membership.shape}. "
+                f"{_REMEDY}"
+            )
+        return Audited(scores, membership)
+
+
+@dataclass(frozen=True)
+class _Metrics(Mapping[str, MethodMetrics]):
+    """``metrics/<method>.json`` by method, read once, when asked for."""
+
+    root: Path
+    methods: tuple[str, ...]
+    read: dict[str, MethodMetrics] = field(default_factory=dict)
+
+    def __getitem__(self, method: str) -> MethodMetrics:
+        if method not in self.methods:
+            raise KeyError(method)
+        if method not in self.read:
+            self.read[method] = _read_metrics(self.root, method)
+        return self.read[method]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.methods)
+
+    def __len__(self) -> int:
+        return len(self.methods)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a run's methods; nothing is read before it is asked for."""
+
+    root: Path
+    methods: tuple[str, ...]
+    metrics: Mapping[str, MethodMetrics] = field(repr=False)
+
+    def scores(self, method: str) -> Scores:
+        """Return the score file of a method."""
+        return Scores(self.root / "scores" / f"{method}.npz")
+
+    def costs(self, method: str) -> pd.DataFrame:
+        """Return what was measured while making a method's artefacts, one row per stage and shadow model.
+
+        Columns: stage (``synthetic``, ``models``, ``logits``; a stage the method lacks has no rows), shadow, seconds
+        (of this model, shared work divided), device, peak_memory_mb, bytes. Files of shadow models beyond the
+        design's number, left over from a larger run, are not counted.
+
+        Raises:
+            CoalmineError: there is no measurement of training, one shadow model's is missing, or a file is broken.
+        """
+        import pandas as pd
+
+        n_models = self.metrics[method].design.models
+        rows = [
+            {"stage": stage, "shadow": shadow, **vars(_read(path, Cost))}
+            for stage in COST_STAGES
+            for shadow, path in _measurements(self.root / stage / method, n_models).items()
+        ]
+        if not any(row["stage"] == "models" for row in rows):
+            folder = self.root / "models" / method
+            raise CoalmineError(
+                f"{folder} holds no measurement of training (<shadow>.json). Run Snakemake for method {method!r}; if "
+                "it is a control that reuses another method's models, leave it out of the cost table."
+            )
+        return pd.DataFrame(rows)
+
+
+def load_results(root: Path, methods: Sequence[str]) -> Results:
+    """Open the results folder of one run (``results/<run>/``) for the methods named.
+
+    Raises:
+        CoalmineError: the folder does not exist; later, when a file that is asked for is missing or broken.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise CoalmineError(f"There is no results folder {root}. Run Snakemake for the target that you want first.")
+    names = tuple(dict.fromkeys(methods))
+    return Results(root, names, _Metrics(root, names))
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    """Read JSON into a dataclass; further keys in the file are ignored."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CoalmineError(
+            f"{path} does not exist. Run Snakemake for the target that you want; it makes what it needs."
+        ) from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()[:5]
+        )
+        raise CoalmineError(f"{path} is broken ({problems}). {_REMEDY}") from error
+
+
+def _read_metrics(root: Path, method: str) -> MethodMetrics:
+    path = root / "metrics" / f"{method}.json"
+    metrics = _read(path, MethodMetrics)
+    if metrics.method != method:
+        raise CoalmineError(f"{path} holds the metrics of {metrics.method!r}, not of {method!r}. {_REMEDY}")
+    return metrics
+
+
+def _measurements(folder: Path, n_models: int) -> dict[int, Path]:
+    """Return the sidecar of each of the first ``n_models`` shadow models; empty if the stage made nothing."""
+    found = {int(path.stem): path for path in folder.glob("*.json") if path.stem.isdecimal()}
+    if missing := [shadow for shadow in range(n_models) if found and shadow not in found]:
+        raise CoalmineError(
+            f"{folder} holds no measurement <shadow>.json of shadow models {', '.join(map(str, missing[:8]))} "
+            f"(the design has {n_models} models). Delete those models' files there and run Snakemake again."
+        )
+    return {shadow: found[shadow] for shadow in range(n_models) if found}

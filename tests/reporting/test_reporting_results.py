@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PRIMARY, ResultsFolder
+
+from coalmine.artefacts import write_npz
+from coalmine.errors import CoalmineError
+from coalmine.reporting.results import load_results
+
+
+def test_a_missing_results_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CoalmineError, match=r"no results folder .*nowhere\. Run Snakemake"):
+        load_results(tmp_path / "nowhere", ["random"])
+
+
+def test_nothing_is_read_before_it_is_asked_for(folder: ResultsFolder) -> None:
+    results = load_results(folder.root, ["random", "absent"])
+    folder.metrics("random")
+    assert results.metrics["random"].design.canaries == 500
+    assert list(results.metrics) == ["random", "absent"]
+
+
+def test_a_missing_metrics_file_is_named_with_the_remedy(folder: ResultsFolder) -> None:
+    with pytest.raises(CoalmineError, match=r"metrics/random\.json does not exist\. Run Snakemake"):
+        load_results(folder.root, ["random"]).metrics["random"]
+
+
+def test_a_method_that_was_not_asked_for_is_no_key(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    with pytest.raises(KeyError):
+        load_results(folder.root, ["forgetting"]).metrics["random"]
+
+
+def test_a_broken_field_is_named_by_its_path(folder: ResultsFolder, metrics_of) -> None:
+    metrics = metrics_of("random")
+    metrics["groups"]["mislabelled"]["variants"][PRIMARY]["tpr"]["0.001"]["value"] = 38.7
+    folder.write("metrics/random.json", metrics)
+    with pytest.raises(CoalmineError, match=rf"groups.mislabelled.variants.{PRIMARY}.tpr.0.001.value: .*less than"):
+        load_results(folder.root, ["random"]).metrics["random"]
+
+
+def test_truncated_json_is_refused(folder: ResultsFolder, metrics_of) -> None:
+    folder.write("metrics/random.json", 0).write_text(json.dumps(metrics_of("random"))[:100])
+    with pytest.raises(CoalmineError, match=r"random\.json is broken .*Delete the file"):
+        load_results(folder.root, ["random"]).metrics["random"]
+
+
+def test_metrics_of_another_method_are_refused(folder: ResultsFolder, metrics_of) -> None:
+    folder.write("metrics/random.json", metrics_of("forgetting"))
+    with pytest.raises(CoalmineError, match="holds the metrics of 'forgetting', not of 'random'"):
+        load_results(folder.root, ["random"]).metrics["random"]
+
+
+def test_a_group_that_was_not_audited_is_named_with_the_remedy(folder: ResultsFolder, metrics_of) -> None:
+    groups = metrics_of("random")["groups"]
+    folder.metrics("random", groups={"mislabelled": groups["mislabelled"]})
+    with pytest.raises(CoalmineError, match=r"'random' was not audited on clean canaries .*hold: mislabelled"):
+        load_results(folder.root, ["random"]).metrics["random"].group("clean")
+
+
+def test_an_unknown_variant_lists_the_known_ones(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    with pytest.raises(CoalmineError, match=f"no attack variant 'rmia'.*global-logit-1v, {PRIMARY}"):
+        load_results(folder.root, ["random"]).metrics["random"].variant("mislabelled", "rmia")
+
+
+def test_scores_come_back_as_written(folder: ResultsFolder) -> None:
+    scores = np.arange(6.0).reshape(2, 3)
+    membership = np.array([[True, False, True], [False, True, False]])
+    write_npz(folder.root / "scores/random.npz", {}, {"clean/global-logit-1v": scores, "clean/membership": membership})
+    audited = load_results(folder.root, ["random"]).scores("random").read("clean", "global-logit-1v")
+    np.testing.assert_array_equal(audited.scores, scores)
+    np.testing.assert_array_equal(audited.membership, membership)
+
+
+def test_scores_that_do_not_fit_the_membership_are_refused(folder: ResultsFolder) -> None:
+    arrays = {"clean/global-logit-1v": np.zeros((2, 3)), "clean/membership": np.zeros((3, 2), bool)}
+    write_npz(folder.root / "scores/random.npz", {}, arrays)
+    with pytest.raises(CoalmineError, match=r"random\.npz: clean/global-logit-1v has shape \(2, 3\)"):
+        load_results(folder.root, ["random"]).scores("random").read("clean", "global-logit-1v")
+
+
+def test_missing_scores_are_named(folder: ResultsFolder) -> None:
+    scores = load_results(folder.root, ["random"]).scores("random")
+    with pytest.raises(CoalmineError, match=r"scores/random\.npz does not exist"):
+        scores.read("clean", "global-logit-1v")
+    write_npz(scores.path, {}, {"clean/membership": np.zeros((2, 2), bool)})
+    with pytest.raises(CoalmineError, match=r"lacks the field .*clean/global-logit-1v"):
+        scores.read("clean", "global-logit-1v")
+
+
+def test_costs_hold_one_row_per_stage_and_model(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.costs("random", synthetic=[1.0, 2.0, 3.0, 4.0], models=[10.0, 20.0, 30.0, 40.0])
+    costs = load_results(folder.root, ["random"]).costs("random")
+    assert list(costs.columns) == ["stage", "shadow", "seconds", "device", "peak_memory_mb", "bytes"]
+    assert costs[costs["stage"] == "models"]["seconds"].tolist() == [10.0, 20.0, 30.0, 40.0]
+    assert costs["shadow"].tolist() == [0, 1, 2, 3] * 2
+
+
+def test_costs_left_over_from_a_larger_run_are_not_counted(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.costs("random", models=[1.0, 1.0, 1.0, 1.0, 1000.0])
+    assert load_results(folder.root, ["random"]).costs("random")["seconds"].max() == 1.0
+
+
+def test_a_missing_measurement_of_one_model_is_named(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.costs("random", models=[1.0, 1.0, 1.0])
+    with pytest.raises(CoalmineError, match=r"models/random holds no measurement .* of shadow models 3"):
+        load_results(folder.root, ["random"]).costs("random")
+
+
+def test_no_measurement_of_training_is_an_error(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.costs("random", synthetic=[1.0] * 4)
+    with pytest.raises(CoalmineError, match="models/random holds no measurement of training"):
+        load_results(folder.root, ["random"]).costs("random")

@@ -1,0 +1,220 @@
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import PRIMARY, ResultsFolder
+from pydantic import ValidationError
+
+from coalmine.errors import CoalmineError
+from coalmine.reporting import table1, table5, table6, table7
+from coalmine.reporting.published import PUBLISHED
+from coalmine.reporting.results import Claim, load_results
+from coalmine.reporting.table1 import claimed_tpr_bound
+from coalmine.reporting.writers import csv_text, format_table, html_page, latex_text
+
+
+def built(module: Any, folder: ResultsFolder, **settings: Any) -> Any:
+    chosen = module.Settings(**settings)
+    return module.build(load_results(folder.root, chosen.needed), chosen)
+
+
+@pytest.fixture
+def three_methods(folder: ResultsFolder) -> ResultsFolder:
+    folder.metrics("random")
+    folder.metrics("novel", claimed={"epsilon": 3557.0, "delta": 1e-5, "accountant": "RDP"})
+    folder.metrics("shuffled", membership="shuffled")
+    folder.costs("random", synthetic=[1.0, 2.0, 3.0, 4.0], models=[10.0, 20.0, 30.0, 40.0], logits=[5.0] * 4)
+    folder.costs("novel", models=[7.0] * 4)
+    return folder
+
+
+METHODS = ("random", "novel", "shuffled")
+
+
+def test_table1_holds_the_primary_variant_of_the_mislabelled_canaries(three_methods: ResultsFolder) -> None:
+    row = built(table1, three_methods, methods=METHODS, labels={"random": "random coreset"}).iloc[0]
+    assert (row["method"], row["label"], row["variant"]) == ("random", "random coreset", PRIMARY)
+    assert row["tpr_at_fpr_0.001"] == 0.4
+    assert row["tpr_at_fpr_0.001_low"] == 0.35
+    assert row["tpr_at_fpr_0.001_high"] == 0.45
+    assert (row["false_positives"], row["false_positives_allowed"]) == (7, 8)
+    assert (row["tpr_at_fpr_0.01"], row["auc"], row["auc_high"]) == (0.5, 0.7, 0.75)
+    assert (row["accuracy"], row["accuracy_se"]) == (0.9125, 0.0025)
+    assert (row["canaries_selected"], row["canaries_memorised"]) == (0.41, 0.83)
+    assert row["empirical_epsilon"] == 2.5
+    assert (row["empirical_epsilon_ceiling"], row["confidence"]) == (4.25, 0.95)
+    assert (row["peers_maximum_over_variants"], row["peers_maximum_variant"]) == (0.4, PRIMARY)
+    assert (row["n_canaries"], row["n_models"]) == (500, 4)
+
+
+def test_seconds_per_model_are_synthesis_plus_training_without_queries(three_methods: ResultsFolder) -> None:
+    seconds = built(table1, three_methods, methods=METHODS)["seconds_per_model"]
+    assert seconds[0] == 2.5 + 25.0
+    assert seconds[1] == 7.0
+
+
+def test_a_shuffled_control_costs_nothing_of_its_own(three_methods: ResultsFolder) -> None:
+    row = built(table1, three_methods, methods=METHODS).iloc[2]
+    assert math.isnan(row["seconds_per_model"])
+    assert csv_text(built(table1, three_methods, methods=("shuffled",))).splitlines()[1].split(",")[16:18] == ["", ""]
+
+
+def test_difference_is_ours_minus_the_papers(three_methods: ResultsFolder) -> None:
+    frame = built(table1, three_methods, methods=METHODS)
+    assert frame["paper_tpr"][0] == 0.387
+    assert frame["difference"][0] == pytest.approx(0.4 - 0.387)
+    assert math.isnan(frame["paper_tpr"][1])
+    assert math.isnan(frame["difference"][1])
+
+
+def test_a_paper_number_that_answers_another_question_gets_no_difference(three_methods: ResultsFolder) -> None:
+    frame = built(table1, three_methods, methods=("novel",), published={"novel": "dpsgd-high"})
+    assert frame["paper_tpr"][0] == 0.095
+    assert pd.isna(frame["difference"][0])
+    assert "out-of-distribution" in frame["paper_setting"][0]
+
+
+def test_published_numbers_are_those_of_the_papers() -> None:
+    assert PUBLISHED["random"].tpr == 0.3870
+    assert PUBLISHED["random"].selected == 0.40
+    assert PUBLISHED["forgetting"].tpr == 0.7294
+    assert PUBLISHED["forgetting"].selected == 0.74
+    assert (PUBLISHED["undefended"].tpr, PUBLISHED["undefended"].accuracy) == (1.0, 0.941)
+    assert (PUBLISHED["dfkd"].tpr, PUBLISHED["dfkd"].accuracy) == (0.722, 0.918)
+    assert (PUBLISHED["dpsgd-medium"].tpr, PUBLISHED["dpsgd-medium"].accuracy) == (0.027, 0.883)
+
+
+def test_no_guarantee_is_infinite_and_a_huge_epsilon_is_called_vacuous(three_methods: ResultsFolder) -> None:
+    frame = built(table1, three_methods, methods=METHODS)
+    assert frame["claimed_epsilon"].tolist() == [math.inf, 3557.0, math.inf]
+    page = html_page(table1.layout(frame), "title", [])
+    assert "∞" in page
+    assert "vacuous, δ = 1e−5, RDP" in page
+
+
+def test_the_tpr_that_a_guarantee_allows_follows_from_both_inequalities() -> None:
+    def bound(epsilon: float | None, delta: float | None = 0.0) -> float:
+        return claimed_tpr_bound(Claim(epsilon, delta, None), 0.001)
+
+    assert bound(None) == 1.0
+    assert bound(0.0) == pytest.approx(0.001)
+    assert bound(1.0, 1e-5) == pytest.approx(math.e * 0.001 + 1e-5)
+    assert bound(8.0) == pytest.approx(1 - math.exp(-8.0) * 0.999)
+    assert bound(1e9) == 1.0
+
+
+def test_the_page_says_attack_design_and_level_of_the_intervals(three_methods: ResultsFolder) -> None:
+    page = html_page(table1.layout(built(table1, three_methods, methods=METHODS)), "title", [])
+    assert f"Attack: {PRIMARY}. 500 mislabelled canaries, 4 models. Intervals: 95\N{NO-BREAK SPACE}%" in page
+
+
+def test_table1_fits_a_terminal_of_110_columns(three_methods: ResultsFolder) -> None:
+    frame = built(table1, three_methods, methods=METHODS, labels={"random": "random coreset (40 %)"})
+    printed = format_table(frame, table1.layout(frame))
+    assert max(map(len, printed.splitlines())) <= 110
+    header, rule, first = printed.split("\n\n")[1].splitlines()[:3]
+    assert header.split() == ["method", "TPR@0.1%FPR", "TPR@1%", "AUC", "accuracy", "s/model", "selected", "paper"]
+    assert set(rule) == {"-", " "}
+    assert first.split("  ")[0] == "random coreset (40 %)"
+    assert "40.0 % [35.0, 45.0]" in first
+    assert "38.7 % [a]" in first
+    assert "\n[a] CIFAR-10, ResNet-18, 500 canaries, 32 shadow models" in printed
+
+
+def test_table5_sets_worst_against_average_case(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    row = built(table5, folder, methods=("random",)).iloc[0]
+    assert (row["worst_tpr_at_fpr_0.001"], row["average_tpr_at_fpr_0.001"]) == (0.4, 0.25)
+    assert (row["worst_auc"], row["average_auc"]) == (0.7, pytest.approx(0.55))
+    assert row["average_auc_low"] == pytest.approx(0.5)
+    assert (row["note"], row["n_canaries"], row["n_clean"]) == ("same models", 500, 300)
+
+
+def test_table5_takes_the_average_case_from_another_entry(folder: ResultsFolder, metrics_of) -> None:
+    groups = metrics_of("random")["groups"]
+    folder.metrics("random", groups={"mislabelled": groups["mislabelled"]})
+    folder.metrics(
+        "random-clean", groups={"clean": groups["clean"]}, accuracy={"mean": 0.93, "se": None, "per_model": [0.93]}
+    )
+    settings: dict[str, Any] = {"methods": ("random",), "average": {"random": "random-clean"}}
+    row = built(table5, folder, labels={"random-clean": "random, clean"}, **settings).iloc[0]
+    assert row["note"] == "separate models (random, clean)"
+    assert (row["worst_accuracy"], row["average_accuracy"]) == (0.9125, 0.93)
+    assert table5.Settings(**settings).needed == ("random", "random-clean")
+
+
+def test_table5_without_an_average_case_says_what_to_do(folder: ResultsFolder, metrics_of) -> None:
+    folder.metrics("random", groups={"mislabelled": metrics_of("random")["groups"]["mislabelled"]})
+    with pytest.raises(CoalmineError, match="name under `average` a method entry that has them"):
+        built(table5, folder, methods=("random",))
+
+
+def test_an_average_case_of_an_unlisted_method_is_refused() -> None:
+    with pytest.raises(ValidationError, match="average names rnadom, not listed in methods"):
+        table5.Settings(methods=("random",), average={"rnadom": "random"})
+
+
+def test_table6_lists_every_variant_primary_first_and_the_maximum_last(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    frame = built(table6, folder, methods=("random",))
+    assert frame["variant"].tolist() == [PRIMARY, "global-logit-1v", table6.MAXIMUM]
+    assert frame["primary"].tolist() == [True, False, False]
+    assert frame["tpr_at_fpr_0.001"].tolist() == pytest.approx([0.4, 0.3, 0.4])
+    assert frame["tpr_at_fpr_0.001_false_positives"][0] == 7
+    assert frame["tpr_at_fpr_0.01_reached_by"][2] == PRIMARY
+    assert frame["empirical_epsilon"][:2].tolist() == pytest.approx([2.5, 2.4])
+    assert frame[["auc", "tpr_at_fpr_0.001_low"]].iloc[2].isna().all()
+
+
+def test_table6_is_shown_as_matrices_of_variants_by_methods(folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.metrics("novel")
+    layout = table6.layout(built(table6, folder, methods=("random", "novel")))
+    tpr, _, auc, epsilon = layout
+    assert [column.heading for column in tpr.columns] == ["attack variant", "random", "novel"]
+    assert [cells[0].text for cells in tpr.cells()] == [PRIMARY, "global-logit-1v", table6.MAXIMUM]
+    assert tpr.cells()[1][2].aside == "[25.0, 35.0]"
+    assert [cells[0].text for cells in auc.cells()] == [PRIMARY, "global-logit-1v"]
+    assert epsilon.cells()[0][1].text == "2.50"
+
+
+def test_table7_sums_stages_per_model(three_methods: ResultsFolder) -> None:
+    frame = built(table7, three_methods, methods=METHODS).set_index(["method", "stage"])
+    training, total = frame.loc[("random", "models")], frame.loc[("random", "total")]
+    assert (training["n_models"], training["seconds_per_model"], training["seconds_all_models"]) == (4, 25.0, 100.0)
+    assert training["seconds_per_model_sd"] == pytest.approx(math.sqrt(500 / 3))
+    assert (training["peak_memory_mb"], training["disk_mb"], training["device"]) == (103.0, 2.0, "cpu")
+    assert total["seconds_per_model"] == 32.5
+    assert total["seconds_per_model_sd"] == pytest.approx(math.sqrt(605 / 3))
+    assert total["disk_mb"] == 6.0
+    assert frame.loc["novel"].index.tolist() == ["models", "total"]
+    assert frame.loc[("shuffled", "total")].drop("label").isna().all()
+
+
+def test_table7_names_each_method_once_on_the_page(three_methods: ResultsFolder) -> None:
+    (sheet,) = table7.layout(built(table7, three_methods, methods=METHODS))
+    assert [cells[0].text for cells in sheet.cells()] == ["random", "", "", "", "novel", "", "shuffled"]
+
+
+@pytest.mark.parametrize("module", [table1, table5, table6, table7])
+def test_labels_are_escaped_on_the_page_and_in_latex(module: Any, folder: ResultsFolder) -> None:
+    folder.metrics("random")
+    folder.costs("random", models=[1.0] * 4)
+    frame = built(module, folder, methods=("random",), labels={"random": "<b>50% & more_</b>"})
+    page, latex = html_page(module.layout(frame), "<i>", []), latex_text(module.layout(frame), "100 %\nsafe")
+    assert "&lt;b&gt;50% &amp; more_&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert r"$<$b$>$50\% \& more\_$<$/b$>$" in latex
+    assert latex.startswith("% 100 % safe\n")
+
+
+@pytest.mark.parametrize("module", [table1, table5, table6, table7])
+def test_settings_accept_lists_and_refuse_what_they_do_not_know(module: Any) -> None:
+    assert module.Settings(methods=["a", "b"]).methods == ("a", "b")
+    with pytest.raises(ValidationError):
+        module.Settings(methods=["a", 1])
+    with pytest.raises(ValidationError):
+        module.Settings(methods=[])
+    with pytest.raises(ValidationError):
+        module.Settings(methods=["a"], colour="red")
