@@ -589,8 +589,9 @@ class Run:
         return dataclasses.asdict(remote)
 
     def effective(self) -> dict[str, Any]:
-        """Return the whole checked configuration with every default filled in."""
+        """Return the whole checked configuration with every default filled in, but for how jobs are run."""
         plain = _plain(self.config)
+        del plain["execution"]
         plain["methods"] = {
             name: {
                 "module": entry.module,
