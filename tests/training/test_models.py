@@ -103,16 +103,14 @@ def test_the_wide_network_halves_the_image_twice_and_where_it_is_told(downsample
     assert strides == ([(2, 2), (1, 1)] if downsample == "first" else [(1, 1), (2, 2)])
 
 
-def test_the_wide_block_equals_its_formula_with_an_identity_or_projected_shortcut():
-    network = build(WideResNet(depth=16, widen=1), 3, 8, 10, generator()).eval()
-    projected, identity = network.blocks[0], network.blocks[1]
-    for block in (projected, identity):
-        x = torch.randn(2, block.conv1.in_channels, 8, 8, generator=generator(1))
-        active = torch.relu(x / math.sqrt(1 + 1e-5))
-        inner = torch.relu(block.conv1(active) / math.sqrt(1 + 1e-5))
-        widens = block.conv1.in_channels != block.conv1.out_channels
-        shortcut = block.projection(active) if widens else x
-        torch.testing.assert_close(block(x), shortcut + block.conv2(inner))
+@pytest.mark.parametrize(("block", "projects"), [(1, False), (2, True)])
+def test_the_wide_block_equals_its_formula_with_an_identity_or_projected_shortcut(block, projects):
+    layer = build(WideResNet(depth=16, widen=1), 3, 8, 10, generator()).eval().blocks[block]
+    x = torch.randn(2, 16, 8, 8, generator=generator(1))
+    active = torch.relu(x / math.sqrt(1 + 1e-5))
+    inner = torch.relu(layer.conv1(active) / math.sqrt(1 + 1e-5))
+    shortcut = layer.projection(active) if projects else x
+    torch.testing.assert_close(layer(x), shortcut + layer.conv2(inner))
 
 
 def test_samples_do_not_see_each_other_without_batch_norm():
