@@ -211,6 +211,12 @@ def test_a_bomb_of_many_members_is_refused(pack: Pack) -> None:
         read(path, total_bytes=8 << 20)
 
 
+def test_members_of_a_tar_that_are_left_out_count_as_well(pack: Pack) -> None:
+    path = pack("tar.gz", {f".{i}": bytes(1 << 20) for i in range(9)})
+    with pytest.raises(CoalmineError, match="unpacks to more than 8388608 bytes"):
+        read(path, total_bytes=8 << 20)
+
+
 def test_a_zip_that_claims_less_than_it_holds_is_refused(pack: Pack) -> None:
     path = pack("zip", {"bomb": bytes(1 << 20)})
     claimed = path.read_bytes().replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little"))

@@ -90,7 +90,7 @@ def test_a_batch_of_broken_length_is_refused(pack: Pack, change: Callable[[bytes
 
 
 def test_a_label_above_nine_is_refused_with_its_record() -> None:
-    data = record(9, image(0)) + record(10, image(1)) + record(12, image(2))
+    data = record(9, image(0)) + record(10, image(1)) + record(0, image(2))
     with pytest.raises(CoalmineError, match="batch: record 1 has label 10, expected 0"):
         cifar10.parse(data, "batch")
     assert cifar10.parse(data[:3073], "batch").labels.tolist() == [9]
@@ -98,6 +98,12 @@ def test_a_label_above_nine_is_refused_with_its_record() -> None:
 
 def test_official_files_have_10000_records_a_batch(pack: Pack) -> None:
     with pytest.raises(CoalmineError, match=r"has 6146 bytes, expected 10000 records of 3073 bytes; .*official: false"):
+        load(pack("zip", batches()), official=True)
+
+
+def test_official_files_have_no_more_records_either(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "RECORDS", 1)
+    with pytest.raises(CoalmineError, match="has 6146 bytes, expected 1 records"):
         load(pack("zip", batches()), official=True)
 
 

@@ -33,7 +33,8 @@ def archive(pack: Pack, *, without: str = "no such name", kind: str = "tar.gz") 
         for c, name in enumerate(["airplane", "bird"]):
             files[f"{split}/{name}/n0269{c}373_10{s}.png"] = png(10 * s + c)
             files[f"{split}/{name}/cifar10-{split}-{c}.png"] = png(100 + 10 * s + c)
-            files[f"{split}/{name}/notes-n02691373_1.png"] = b"neither, and not even an image"
+            for neither in ("notes-n02691373_1.png", "n0269137_1.png", "cifar100-1.png"):
+                files[f"{split}/{name}/{neither}"] = b"not even an image"
     return pack(kind, {name: data for name, data in files.items() if without not in name})
 
 
@@ -67,6 +68,12 @@ def test_splits_are_joined_in_the_order_asked_for(pack: Pack) -> None:
     path = archive(pack)
     assert values(load(path, splits=["test", "train"])) == [20, 21, 0, 1]
     assert values(load(path, splits=("valid",))) == [10, 11]
+
+
+def test_splits_that_are_not_asked_for_are_not_decoded(pack: Pack) -> None:
+    files = {f"train/{name}/n00000000_1.png": png(c) for c, name in enumerate(["airplane", "bird"])}
+    path = pack("zip", files | {"valid/bird/n00000000_2.png": b"broken"})
+    assert values(load(path, splits=["train"])) == [0, 1]
 
 
 def test_a_split_without_images_is_named(pack: Pack) -> None:

@@ -89,6 +89,22 @@ def test_rendered_digits_depend_on_the_generator_alone(rendered: Splits) -> None
     assert len(np.unique(rendered.train.images, axis=0)) > 1980
 
 
+def test_rendered_digits_use_every_font_every_weight_and_turns_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = rendered_digits._glyph
+
+    def glyph(digit: str, font: ImageFont.FreeTypeFont, weight: int, degrees: float) -> Image.Image:
+        drawn.append((font.path, weight, degrees))
+        return draw(digit, font, weight, degrees)
+
+    monkeypatch.setattr(rendered_digits, "_glyph", glyph)
+    rendered_digits.load(rendered_digits.Settings(size=300), [], rng())
+    fonts, weights, degrees = zip(*drawn, strict=True)
+    assert {str(font).rsplit("/", 1)[-1] for font in fonts} == set(rendered_digits.FONTS)
+    assert set(weights) == {1, 2, 3}
+    assert -12 <= min(degrees) < -10 < 10 < max(degrees) <= 12
+
+
 def looks(images: np.ndarray) -> dict[str, float]:
     """What an eye sees first, of uint8 (n, 8, 8): brightness, contrast, extent and where the middle lies."""
     values = images.astype(float)
