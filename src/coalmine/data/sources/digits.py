@@ -34,7 +34,7 @@ def files(settings: Settings) -> list[RemoteFile]:
 
 def load(settings: Settings, files: Sequence[Path], rng: np.random.Generator) -> Splits:
     """Return images uint8 (n, 8, 8, 1), scaled from 0..16 to 0..255, with a stratified random test split."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / WHITE)).astype(np.uint8)[..., np.newaxis]
