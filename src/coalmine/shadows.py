@@ -46,7 +46,8 @@ class Shadow:
     @property
     def images(self) -> np.ndarray:
         """uint8 (m, height, width, channel): a copy of the images that this shadow model may see."""
-        return self.pool[self.index]
+        images: np.ndarray = self.pool[self.index]
+        return images
 
     def training_set(self) -> TrainingSet:
         """Return the whole view as a training set that shares the images with other shadow models."""

@@ -62,7 +62,11 @@ class Checkout:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Run Snakemake in the checkout and return what it printed."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],

@@ -57,7 +57,11 @@ def test_the_code_of_a_method_that_trains_itself_reruns_only_that_method(checkou
         "src/coalmine/methods/undefended.py", "return setup.train(", 'return setup.train(purpose="training", *'
     )
     checkout.edit("src/coalmine/methods/undefended.py", "*[shadow.training_set()", "sets=[shadow.training_set()")
-    checkout.edit("src/coalmine/methods/undefended.py", "for shadow in shadows], shadows)", "for shadow in shadows], shadows=shadows)")
+    checkout.edit(
+        "src/coalmine/methods/undefended.py",
+        "for shadow in shadows], shadows)",
+        "for shadow in shadows], shadows=shadows)",
+    )
     jobs = checkout.planned()
     # The null control scores the logits of undefended models.
     assert jobs == downstream("undefended", synthetic=False) + Counter({"score shuffled": 1}) + REPORTS

@@ -20,7 +20,14 @@ def files(root: Path, *patterns: str) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-ARTEFACTS = ("data/**/*.npy", "audit/*", "synthetic/*/*.npz", "models/*/*.safetensors", "logits/*/*.npz", "scores/*.npz")
+ARTEFACTS = (
+    "data/**/*.npy",
+    "audit/*",
+    "synthetic/*/*.npz",
+    "models/*/*.safetensors",
+    "logits/*/*.npz",
+    "scores/*.npz",
+)
 
 
 def test_every_target_is_a_file_with_content(finished_run: Path) -> None:
@@ -74,7 +81,11 @@ def test_models_finished_before_a_crash_are_kept(checkout: Checkout) -> None:
     shutil.rmtree(results / "models/undefended")
     # The fifth model of the batch cannot be trained: four are finished by then.
     checkout.configure(execution={**SMALL["execution"], "batch": 6})
-    checkout.edit("src/coalmine/stages/train.py", "shadow = batch.waiting[trained.position]", "shadow = batch.waiting[trained.position]; assert shadow != 4")
+    checkout.edit(
+        "src/coalmine/stages/train.py",
+        "shadow = batch.waiting[trained.position]",
+        "shadow = batch.waiting[trained.position]; assert shadow != 4",
+    )
     target = "results/small/models/undefended/000.safetensors"
     printed = checkout.snakemake(target, "--cores", "1", check=False)
     assert "AssertionError" in printed
@@ -104,7 +115,9 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(checkout: Checkout) -> No
 def test_an_artefact_of_another_design_is_refused_by_name(checkout: Checkout) -> None:
     folder = checkout.root / "results/small/logits/random"
     shutil.copy(folder / "001.npz", folder / "002.npz")
-    printed = checkout.snakemake("results/small/metrics/random.json", "--cores", "1", "--forcerun", "score", check=False)
+    printed = checkout.snakemake(
+        "results/small/metrics/random.json", "--cores", "1", "--forcerun", "score", check=False
+    )
     assert "002.npz was made with shadow = 1, but 2 is needed here" in printed
 
 

@@ -15,9 +15,6 @@ for case in ("worst", "average"):
         output:
             design_files(case),
             design_files(case)[0].replace("canaries.csv", "design.json"),
-        params:
-            spec=RUN.spec("design", case=case),
-            code=RUN.code("design"),
         log:
             f"{ROOT}/logs/design/{case}.log",
         conda:
@@ -25,15 +22,18 @@ for case in ("worst", "average"):
         resources:
             runtime=10,
             mem_mb=1000,
+        params:
+            spec=RUN.spec("design", case=case),
+            code=RUN.code("design"),
         message:
             "Drawing canaries and membership"
         shell:
             """
             python -m coalmine.stages.design \
-              --spec {params.spec:q} \
-              --labels {input.labels:q} \
-              --classes {input.classes:q} \
-              --out {output:q} 2>&1 | tee {log:q}
+                --spec {params.spec:q} \
+                --labels {input.labels:q} \
+                --classes {input.classes:q} \
+                --out {output:q} 2>&1 | tee {log:q}
             """
 
 
@@ -48,9 +48,6 @@ rule score:
     output:
         f"{ROOT}/scores/{{method}}.npz",
         f"{ROOT}/metrics/{{method}}.json",
-    params:
-        spec=lambda wildcards: RUN.spec("score", method=wildcards.method),
-        code=RUN.code("score"),
     log:
         f"{ROOT}/logs/score/{{method}}.log",
     conda:
@@ -58,16 +55,19 @@ rule score:
     resources:
         runtime=60,
         mem_mb=4000,
+    params:
+        spec=lambda wildcards: RUN.spec("score", method=wildcards.method),
+        code=RUN.code("score"),
     message:
         "Attacking {wildcards.method}"
     shell:
         """
         python -m coalmine.stages.score \
-          --spec {params.spec:q} \
-          --labels {input.labels:q} \
-          --design {input.design:q} \
-          --test {input.test:q} \
-          --logits {input.logits:q} \
-          --synthetic {input.synthetic:q} \
-          --out {output:q} 2>&1 | tee {log:q}
+            --spec {params.spec:q} \
+            --labels {input.labels:q} \
+            --design {input.design:q} \
+            --test {input.test:q} \
+            --logits {input.logits:q} \
+            --synthetic {input.synthetic:q} \
+            --out {output:q} 2>&1 | tee {log:q}
         """

@@ -128,10 +128,18 @@ def report_inputs(section, name):
     if "costs" in needs:
         for method in audited:
             stages = ["models", "logits"] + ["synthetic"] * RUN.synthesizes(method)
-            files += [f"{ROOT}/{stage}/{method}/{shadow}.json" for stage in stages for shadow in SHADOWS]
+            files += [
+                f"{ROOT}/{stage}/{method}/{shadow}.json"
+                for stage in stages
+                for shadow in SHADOWS
+            ]
     return files
 
 
 def targets():
     """All finished tables and figures."""
-    return [f"results/{name}.csv" for section in ("tables", "figures") for name in RUN.reports(section)]
+    return [
+        f"results/{name}.csv"
+        for section in ("tables", "figures")
+        for name in RUN.reports(section)
+    ]

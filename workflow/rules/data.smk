@@ -11,8 +11,6 @@ for remote in [remote for role in RUN.sources for remote in RUN.downloads(role)]
             f"download_{remote.name.split('.')[0].replace('-', '_')}"
         output:
             f"results/data/raw/{remote.name}",
-        params:
-            spec=RUN.download_spec(remote),
         log:
             f"results/logs/download/{remote.name}.log",
         conda:
@@ -20,6 +18,8 @@ for remote in [remote for role in RUN.sources for remote in RUN.downloads(role)]
         resources:
             runtime=120,
             mem_mb=500,
+        params:
+            spec=RUN.download_spec(remote),
         message:
             "Downloading {output}"
         shell:
@@ -33,9 +33,6 @@ rule prepare_private:
     output:
         PRIVATE,
         TEST,
-    params:
-        spec=RUN.spec("prepare", role="private"),
-        code=RUN.code("prepare", RUN.source_module("private")),
     log:
         f"{ROOT}/logs/prepare/private.log",
     conda:
@@ -43,14 +40,17 @@ rule prepare_private:
     resources:
         runtime=60,
         mem_mb=4000,
+    params:
+        spec=RUN.spec("prepare", role="private"),
+        code=RUN.code("prepare", RUN.source_module("private")),
     message:
         "Preparing private and test data"
     shell:
         """
         python -m coalmine.stages.prepare \
-          --spec {params.spec:q} \
-          --files {input.files:q} \
-          --out {output:q} 2>&1 | tee {log:q}
+            --spec {params.spec:q} \
+            --files {input.files:q} \
+            --out {output:q} 2>&1 | tee {log:q}
         """
 
 
@@ -63,9 +63,6 @@ if PUBLIC:
         output:
             PUBLIC,
             f"{ROOT}/data/public/classes.json",
-        params:
-            spec=RUN.spec("prepare", role="public"),
-            code=RUN.code("prepare", RUN.source_module("public")),
         log:
             f"{ROOT}/logs/prepare/public.log",
         conda:
@@ -73,12 +70,15 @@ if PUBLIC:
         resources:
             runtime=60,
             mem_mb=4000,
+        params:
+            spec=RUN.spec("prepare", role="public"),
+            code=RUN.code("prepare", RUN.source_module("public")),
         message:
             "Preparing public data"
         shell:
             """
             python -m coalmine.stages.prepare \
-              --spec {params.spec:q} \
-              --files {input.files:q} \
-              --out {output:q} 2>&1 | tee {log:q}
+                --spec {params.spec:q} \
+                --files {input.files:q} \
+                --out {output:q} 2>&1 | tee {log:q}
             """

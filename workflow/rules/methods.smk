@@ -15,9 +15,6 @@ for batch in batches():
             public=public_of,
         output:
             batch_outputs("synthetic", "npz", batch),
-        params:
-            spec=lambda wildcards: RUN.spec("synthesize", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("synthesize", wildcards.method),
         log:
             f"{ROOT}/logs/synthesize/{{method}}-{batch[0]}.log",
         conda:
@@ -29,17 +26,20 @@ for batch in batches():
             mode=EXECUTION.mode,
             runtime=720,
             mem_mb=8000,
+        params:
+            spec=lambda wildcards: RUN.spec("synthesize", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("synthesize", wildcards.method),
         message:
             f"Synthetic sets of {{wildcards.method}} for shadow models {batch[0]} to {batch[-1]}"
         shell:
             """
             python -m coalmine.stages.synthesize \
-              --spec {params.spec:q} \
-              --private {input.private:q} \
-              --design {input.design:q} \
-              --public {input.public:q} \
-              --device {resources.device} --mode {resources.mode} --threads {threads} \
-              --out {output:q} 2>&1 | tee {log:q}
+                --spec {params.spec:q} \
+                --private {input.private:q} \
+                --design {input.design:q} \
+                --public {input.public:q} \
+                --device {resources.device} --mode {resources.mode} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
             """
 
     rule:
@@ -51,9 +51,6 @@ for batch in batches():
             synthetic=synthetic_of,
         output:
             batch_outputs("models", "safetensors", batch),
-        params:
-            spec=lambda wildcards: RUN.spec("train", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("train", wildcards.method),
         log:
             f"{ROOT}/logs/train/{{method}}-{batch[0]}.log",
         conda:
@@ -65,17 +62,20 @@ for batch in batches():
             mode=EXECUTION.mode,
             runtime=720,
             mem_mb=8000,
+        params:
+            spec=lambda wildcards: RUN.spec("train", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("train", wildcards.method),
         message:
             f"Training the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
         shell:
             """
             python -m coalmine.stages.train \
-              --spec {params.spec:q} \
-              --private {input.private:q} \
-              --design {input.design:q} \
-              --synthetic {input.synthetic:q} \
-              --device {resources.device} --mode {resources.mode} --threads {threads} \
-              --out {output:q} 2>&1 | tee {log:q}
+                --spec {params.spec:q} \
+                --private {input.private:q} \
+                --design {input.design:q} \
+                --synthetic {input.synthetic:q} \
+                --device {resources.device} --mode {resources.mode} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
             """
 
     rule:
@@ -88,9 +88,6 @@ for batch in batches():
             models=models_of,
         output:
             batch_outputs("logits", "npz", batch),
-        params:
-            spec=lambda wildcards: RUN.spec("logits", method=wildcards.method),
-            code=RUN.code("logits"),
         log:
             f"{ROOT}/logs/logits/{{method}}-{batch[0]}.log",
         conda:
@@ -102,16 +99,19 @@ for batch in batches():
             mode=EXECUTION.mode,
             runtime=60,
             mem_mb=8000,
+        params:
+            spec=lambda wildcards: RUN.spec("logits", method=wildcards.method),
+            code=RUN.code("logits"),
         message:
             f"Querying the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
         shell:
             """
             python -m coalmine.stages.logits \
-              --spec {params.spec:q} \
-              --private {input.private:q} \
-              --design {input.design:q} \
-              --test {input.test:q} \
-              --models {input.models:q} \
-              --device {resources.device} --mode {resources.mode} --threads {threads} \
-              --out {output:q} 2>&1 | tee {log:q}
+                --spec {params.spec:q} \
+                --private {input.private:q} \
+                --design {input.design:q} \
+                --test {input.test:q} \
+                --models {input.models:q} \
+                --device {resources.device} --mode {resources.mode} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
             """

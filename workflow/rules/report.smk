@@ -32,16 +32,13 @@ rule table:
     input:
         lambda wildcards: report_inputs("tables", wildcards.table),
     output:
-        report(
+        html=report(
             f"{ROOT}/{{table}}.html",
             category="Tables",
             caption="../report/table.rst",
             labels={"table": "{table}"},
         ),
-        multiext(f"{ROOT}/{{table}}", ".csv", ".tex"),
-    params:
-        spec=lambda wildcards: RUN.spec("table", name=wildcards.table),
-        code=lambda wildcards: RUN.code("table", f"coalmine.reporting.{wildcards.table}"),
+        others=multiext(f"{ROOT}/{{table}}", ".csv", ".tex"),
     log:
         f"{ROOT}/logs/table/{{table}}.log",
     conda:
@@ -49,14 +46,18 @@ rule table:
     resources:
         runtime=10,
         mem_mb=1000,
+    params:
+        spec=lambda wildcards: RUN.spec("table", name=wildcards.table),
+        code=lambda wildcards: RUN.code(
+            "table", f"coalmine.reporting.{wildcards.table}"
+        ),
     message:
         "Writing {wildcards.table}"
     shell:
         """
         python -m coalmine.stages.table \
-          --spec {params.spec:q} \
-          --results $(dirname {output[0]:q}) \
-          --out {output:q} 2>&1 | tee {log:q}
+            --spec {params.spec:q} \
+            --out {output:q} 2>&1 | tee {log:q}
         """
 
 
@@ -65,16 +66,13 @@ rule figure:
     input:
         lambda wildcards: report_inputs("figures", wildcards.figure),
     output:
-        report(
+        png=report(
             f"{ROOT}/{{figure}}.png",
             category="Figures",
             caption="../report/figure.rst",
             labels={"figure": "{figure}"},
         ),
-        multiext(f"{ROOT}/{{figure}}", ".pdf", ".csv"),
-    params:
-        spec=lambda wildcards: RUN.spec("figure", name=wildcards.figure),
-        code=lambda wildcards: RUN.code("figure", f"coalmine.reporting.{wildcards.figure}"),
+        others=multiext(f"{ROOT}/{{figure}}", ".pdf", ".csv"),
     log:
         f"{ROOT}/logs/figure/{{figure}}.log",
     conda:
@@ -82,14 +80,18 @@ rule figure:
     resources:
         runtime=10,
         mem_mb=1000,
+    params:
+        spec=lambda wildcards: RUN.spec("figure", name=wildcards.figure),
+        code=lambda wildcards: RUN.code(
+            "figure", f"coalmine.reporting.{wildcards.figure}"
+        ),
     message:
         "Drawing {wildcards.figure}"
     shell:
         """
         python -m coalmine.stages.figure \
-          --spec {params.spec:q} \
-          --results $(dirname {output[0]:q}) \
-          --out {output:q} 2>&1 | tee {log:q}
+            --spec {params.spec:q} \
+            --out {output:q} 2>&1 | tee {log:q}
         """
 
 
@@ -101,9 +103,9 @@ rule publish_table:
         multiext("results/{table}", ".csv", ".html", ".tex"),
     log:
         f"{ROOT}/logs/publish/{{table}}.log",
+    localrule: True
     conda:
         "../../envs/coalmine.yaml"
-    localrule: True
     message:
         "Publishing {output[0]}"
     shell:
@@ -118,9 +120,9 @@ rule publish_figure:
         multiext("results/{figure}", ".png", ".pdf", ".csv"),
     log:
         f"{ROOT}/logs/publish/{{figure}}.log",
+    localrule: True
     conda:
         "../../envs/coalmine.yaml"
-    localrule: True
     message:
         "Publishing {output[0]}"
     shell:
@@ -131,13 +133,13 @@ rule configuration:
     """The whole configuration of the run, every default filled in."""
     output:
         f"{ROOT}/config.json",
-    params:
-        spec=RUN.spec("configuration"),
     log:
         f"{ROOT}/logs/configuration.log",
+    localrule: True
     conda:
         "../../envs/coalmine.yaml"
-    localrule: True
+    params:
+        spec=RUN.spec("configuration"),
     message:
         "Writing down the configuration"
     shell:

@@ -36,7 +36,7 @@ def build(
 def restore(
     model: settings.ModelSettings, channels: int, image_size: int, classes: int, state: Mapping[str, torch.Tensor]
 ) -> Classifier:
-    """Return a network in evaluation mode that holds ``state`` itself (no copy), as ``build(...).state_dict()`` names it.
+    """Return a network in evaluation mode that holds ``state`` itself (no copy), named as by ``build().state_dict()``.
 
     Raises:
         CoalmineError: if ``state`` belongs to another network.

@@ -2,15 +2,13 @@
 
 from coalmine.progress import reporter
 from coalmine.reporting.writers import write_figure
-from coalmine.stages import _command
+from coalmine.stages import _command, _report
 
 
 def main() -> None:
     """Read the run's results, draw the figure, write its files."""
-    command = _command.parser(__doc__)
-    _command.add_results(command)
-    arguments = command.parse_args()
-    module, settings, results = _command.report(arguments)
+    arguments = _command.parser(__doc__).parse_args()
+    module, settings, results = _report.load(arguments)
     figure, frame = module.build(results, settings)
     write_figure(figure, frame, arguments.out[0].with_suffix(""))
     reporter(arguments.spec["name"])(f"draws {len(frame)} rows of numbers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from coalmine.artefacts import check_header, read_npz, read_safetensors, write_n
 from coalmine.models.settings import ModelSettings
 from coalmine.progress import reporter
 from coalmine.run_files import read_images
-from coalmine.stages import _command
+from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
 from coalmine.training.augment import fixed_views
 from coalmine.training.inference import predict
@@ -22,8 +23,8 @@ from coalmine.training.recipe import Normalisation
 def main() -> None:
     """Read each model, query it, write its logits."""
     command = _command.parser(__doc__)
-    _command.add_private_data(command)
-    _command.add_execution(command)
+    _models.add_private_data(command)
+    _models.add_execution(command)
     _command.add_test_data(command)
     command.add_argument("--models", type=Path, nargs="+", required=True, help="models of the shadow models")
     arguments = command.parse_args()
@@ -31,8 +32,8 @@ def main() -> None:
     outputs = [path for path in arguments.out if path.suffix == ".npz"]
     numbers = [_command.shadow_number(path) for path in outputs]
     progress = reporter(f"{spec['method']} {_command.describe(numbers)}")
-    device, _ = _command.execution(arguments)
-    data = _command.private_data(arguments)
+    device, _ = _models.execution(arguments)
+    data = _models.private_data(arguments)
     test = read_images(*arguments.test)
     digests = data.digests()
 
@@ -64,24 +65,20 @@ def main() -> None:
     canaries = data.images[data.design.index]
     watch = _command.Stopwatch()
     for shadow in batch.waiting:
-        state = {name: torch.from_numpy(array) for name, array in contents[shadow][1].items()}
-
-        def query(images, views, state=state):  # type: ignore[no-untyped-def]
-            return predict(
-                model,
-                state,
-                images,
-                normalisation,
-                len(data.classes),
-                device=device,
-                views=views,
-                precision=spec["precision"],
-            )
-
-        arrays = {"canary_logits": query(canaries, views), "test_logits": query(test.images, None)[:, 0]}
+        weights = {name: torch.from_numpy(array) for name, array in contents[shadow][1].items()}
+        query = partial(
+            predict,
+            model,
+            weights,
+            normalisation=normalisation,
+            classes=len(data.classes),
+            device=device,
+            precision=spec["precision"],
+        )
+        arrays = {"canary_logits": query(canaries, views=views), "test_logits": query(test.images)[:, 0]}
         write_npz(batch.stash(shadow), batch.headers[shadow], arrays)
         size = batch.stash(shadow).stat().st_size
-        batch.finish(shadow, _command.measurements(watch.lap(), device, size))
+        batch.finish(shadow, _models.measurements(watch.lap(), device, size))
     progress(f"{len(views)} views of {len(canaries)} audited samples, {len(test.labels):,} test images queried")
     batch.publish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def subset(data: ImageSet, size: int | None, rng: np.random.Generator, what: str
         return data
     if size > len(data.labels):
         raise CoalmineError(
-            f"data.{what}_size is {size}, but there are only {len(data.labels)} {what} samples. Lower it or leave it out."
+            f"data.{what}_size is {size}, but there are only {len(data.labels)} {what} samples. Lower it or drop it."
         )
     chosen = np.sort(rng.choice(len(data.labels), size, replace=False))
     return ImageSet(data.images[chosen], data.labels[chosen])
@@ -38,7 +39,7 @@ def main() -> None:
 
     module = f"coalmine.data.sources.{spec['module']}"
     source = importlib.import_module(module)
-    settings = source.Settings.model_validate_json(_command.json.dumps(spec["settings"]))
+    settings = source.Settings.model_validate_json(json.dumps(spec["settings"]))
     splits = source.load(settings, arguments.files, numpy_generator(spec["seed"], "data", *sizes, "split"))
 
     folders = {path.parent.name: path.parent for path in arguments.out if path.suffix == ".npy"}

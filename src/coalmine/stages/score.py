@@ -63,7 +63,8 @@ def main() -> None:
     arguments = command.parse_args()
     spec = arguments.spec
     progress = reporter(f"score {spec['method']}")
-    design = read_design(*arguments.design, read_npy(arguments.labels, "int64", (None,)))
+    canaries, membership_file = arguments.design
+    design = read_design(canaries, membership_file, read_npy(arguments.labels, "int64", (None,)))
     drawn_for = design_digest(design)
     canary_logits, test_logits = read_logits(arguments.logits, spec["of"], drawn_for)
     test = read_images(*arguments.test)

@@ -10,27 +10,27 @@ from coalmine.artefacts import read_npz, write_npz
 from coalmine.errors import CoalmineError
 from coalmine.progress import reporter
 from coalmine.run_files import read_images
-from coalmine.stages import _command
+from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
 
 
 def main() -> None:
     """Give the method its shadow models' private data and write each synthetic set as soon as it is there."""
     command = _command.parser(__doc__)
-    _command.add_private_data(command)
-    _command.add_execution(command)
+    _models.add_private_data(command)
+    _models.add_execution(command)
     command.add_argument("--public", type=Path, nargs="*", default=[], help="public images and labels, if needed")
     arguments = command.parse_args()
     spec = arguments.spec
     outputs = [path for path in arguments.out if path.suffix == ".npz"]
     progress = reporter(f"{spec['method']} {_command.describe([_command.shadow_number(path) for path in outputs])}")
-    device, mode = _command.execution(arguments)
-    data = _command.private_data(arguments)
+    device, mode = _models.execution(arguments)
+    data = _models.private_data(arguments)
     public = read_images(*arguments.public) if arguments.public else None
-    method, settings = _command.load_method(spec)
-    setup = _command.setup(spec, len(data.classes), device, mode, progress, public)
+    method, settings = _models.load_method(spec)
+    setup = _models.setup(spec, len(data.classes), device, mode, progress, public)
 
-    base = _command.header("synthesize", spec, _command.method_module(spec), inputs=data.digests())
+    base = _command.header("synthesize", spec, _models.method_module(spec), inputs=data.digests())
     batch = Batch(outputs, lambda shadow: {**base, "shadow": shadow}, lambda path: read_npz(path)[0], progress)
     shadows = [data.shadow(number) for number in batch.waiting]
     watch = _command.Stopwatch()
@@ -42,7 +42,7 @@ def main() -> None:
         # A stacked method hands over all its sets after the last: the first lap holds the work of all.
         seconds = watch.lap() if mode == "sequential" else watch.lap() / len(shadows)
         size = batch.stash(shadow.number).stat().st_size
-        batch.finish(shadow.number, _command.measurements(seconds, device, size))
+        batch.finish(shadow.number, _models.measurements(seconds, device, size))
         progress(f"{finished} of {len(shadows)} synthetic sets, {len(synthetic.labels):,} images each")
     batch.publish()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from coalmine.artefacts import check_header, digest, read_npz, read_safetensors, write_safetensors
 from coalmine.progress import reporter
 from coalmine.shadows import Shadow
-from coalmine.stages import _command
+from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
 from coalmine.training.loop import TrainingSet
 
@@ -28,30 +28,30 @@ def digest_of_set(path: Path) -> str:
 def main() -> None:
     """Train and write each model as soon as it is there."""
     command = _command.parser(__doc__)
-    _command.add_private_data(command)
-    _command.add_execution(command)
+    _models.add_private_data(command)
+    _models.add_execution(command)
     command.add_argument("--synthetic", type=Path, nargs="*", default=[], help="synthetic sets of the shadow models")
     arguments = command.parse_args()
     spec = arguments.spec
     outputs = [path for path in arguments.out if path.suffix == ".safetensors"]
     numbers = [_command.shadow_number(path) for path in outputs]
     progress = reporter(f"{spec['method']} {_command.describe(numbers)}")
-    device, mode = _command.execution(arguments)
-    data = _command.private_data(arguments)
+    device, mode = _models.execution(arguments)
+    data = _models.private_data(arguments)
     digests = data.digests()
 
     synthetic = {_command.shadow_number(path): path for path in arguments.synthetic if path.suffix == ".npz"}
-    base = _command.header("train", spec, _command.method_module(spec) if "module" in spec else None)
+    base = _command.header("train", spec, _models.method_module(spec) if "module" in spec else None)
 
     def header(shadow: int) -> dict[str, object]:
         made_from = {"synthetic": digest_of_set(synthetic[shadow])} if synthetic else {}
         return {**base, "shadow": shadow, "inputs": {**digests, **made_from}}
 
     batch = Batch(outputs, header, lambda path: read_safetensors(path)[0], progress)
-    setup = _command.setup(spec, len(data.classes), device, mode, progress)
+    setup = _models.setup(spec, len(data.classes), device, mode, progress)
     shadows = [data.shadow(number) for number in batch.waiting]
     if "module" in spec:
-        method, settings = _command.load_method(spec)
+        method, settings = _models.load_method(spec)
         trained_models = method.train(shadows, settings, setup)
     else:
         sets = [
@@ -63,7 +63,7 @@ def main() -> None:
         weights = {name: tensor.numpy() for name, tensor in trained.state.items()}
         write_safetensors(batch.stash(shadow), batch.headers[shadow], weights)
         size = batch.stash(shadow).stat().st_size
-        batch.finish(shadow, _command.measurements(trained.seconds, device, size))
+        batch.finish(shadow, _models.measurements(trained.seconds, device, size))
     batch.publish()
 
 

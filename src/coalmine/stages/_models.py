@@ -1,0 +1,106 @@
+"""What the stages share that make or query models."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from coalmine.data.images import ImageSet
+from coalmine.models.settings import ModelSettings
+from coalmine.settings import Settings
+from coalmine.shadows import PrivateData, Setup
+from coalmine.stages import _command
+from coalmine.training.device import device_name, peak_memory_mb, resolve_device
+from coalmine.training.loop import Mode
+from coalmine.training.recipe import Normalisation, Recipe
+
+
+def add_private_data(command: argparse.ArgumentParser) -> None:
+    """Add the files of the ``prepare`` and ``design`` stages."""
+    files = ("IMAGES", "LABELS", "CLASSES")
+    command.add_argument("--private", type=Path, nargs=3, metavar=files, required=True, help="private data")
+    _command.add_design(command)
+
+
+def private_data(arguments: argparse.Namespace) -> PrivateData:
+    """Read what :func:`add_private_data` names."""
+    return PrivateData.read(*arguments.private, *arguments.design)
+
+
+def add_execution(command: argparse.ArgumentParser) -> None:
+    """Add what changes no number: device, mode and threads."""
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    command.add_argument(
+        "--mode", choices=("auto", "sequential", "stacked"), default="auto", help="how to batch models"
+    )
+    command.add_argument("--threads", type=int, default=1, help="CPU threads of this job")
+
+
+def execution(arguments: argparse.Namespace) -> tuple[torch.device, Mode]:
+    """Set the number of threads and return the device and how models are batched on it."""
+    torch.set_num_threads(arguments.threads)
+    device = resolve_device(arguments.device)
+    mode = arguments.mode
+    if mode == "auto":
+        mode = "stacked" if device.type == "cuda" else "sequential"
+    return device, mode
+
+
+def setup(
+    spec: dict[str, Any],
+    classes: int,
+    device: torch.device,
+    mode: Mode,
+    progress: Callable[[str], None],
+    public: ImageSet | None = None,
+) -> Setup:
+    """Return what methods are given besides private data, read from a ``synthesize`` or ``train`` spec."""
+    return Setup(
+        method=spec["method"],
+        seed=spec["seed"],
+        model=TypeAdapter(ModelSettings).validate_json(json.dumps(spec["model"])),
+        recipe=Recipe.model_validate_json(json.dumps(spec["training"])),
+        normalisation=Normalisation.model_validate_json(json.dumps(spec["normalisation"])),
+        classes=classes,
+        public=public,
+        device=device,
+        mode=mode,
+        progress=progress,
+    )
+
+
+def load_method(spec: dict[str, Any]) -> tuple[ModuleType, Settings]:
+    """Return the method file that a spec names and its checked settings."""
+    method = importlib.import_module(method_module(spec))
+    return method, method.Settings.model_validate_json(json.dumps(spec["settings"]))
+
+
+def method_module(spec: dict[str, Any]) -> str:
+    """Return the full name of the method file that a spec names."""
+    return f"coalmine.methods.{spec['module']}"
+
+
+def measurements(seconds: float, device: torch.device, size: int) -> dict[str, Any]:
+    """Return what lies beside an artefact: seconds of this model, device, peak memory, bytes, versions, time of day."""
+    return {
+        "seconds": round(seconds, 3),
+        "device": device_name(device),
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "bytes": size,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "torch")},
+        },
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
