@@ -27,3 +27,13 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/methods.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/report.smk"
+
+
+# An included file cannot set the default target.
+rule all:
+    """Every table and figure of the run, and its whole configuration."""
+    default_target: True
+    input:
+        targets(),
+        f"{ROOT}/config.json",
+    localrule: True

@@ -4,15 +4,6 @@ In: metrics, scores and measured costs. Out: csv, html and tex of tables; png, p
 """
 
 
-rule all:
-    """Every table and figure of the run."""
-    default_target: True
-    input:
-        targets(),
-        f"{ROOT}/config.json",
-    localrule: True
-
-
 rule tables:
     """Every table of the run."""
     input:
