@@ -134,3 +134,10 @@ def checkout(finished_run: Path, tmp_path: Path) -> Checkout:
     root = tmp_path / "checkout"
     shutil.copytree(finished_run, root, symlinks=True)
     return Checkout(root)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these tests on one worker: they share one finished run."""
+    for item in items:
+        if "workflow" in str(item.path.parent.name):
+            item.add_marker(pytest.mark.xdist_group("workflow"))

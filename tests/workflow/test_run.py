@@ -72,7 +72,7 @@ def test_the_same_command_gives_the_same_bytes(checkout: Checkout) -> None:
     checkout.configure(execution={**SMALL["execution"], "batch": 2})
     checkout.snakemake("all", "--cores", "2")
     after = files(checkout.root / "results/small", *ARTEFACTS)
-    assert len(before) > 60
+    assert len(before) == 59
     assert [name for name in before if before[name] != after.get(name)] == []
 
 
@@ -109,7 +109,7 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(checkout: Checkout) -> No
     printed = checkout.snakemake("results/small/models/undefended/000.safetensors", "--cores", "1")
     assert "2 of 3 were finished by an interrupted job and are kept" in printed
     assert files(folder, "*.safetensors") == before
-    assert not list(stash.iterdir())
+    assert not stash.exists()
 
 
 def test_an_artefact_of_another_design_is_refused_by_name(checkout: Checkout) -> None:

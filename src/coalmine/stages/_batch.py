@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class Batch:
         for shadow, output in self._outputs.items():
             for kept, _ in self._files(shadow, output):
                 kept.unlink()
+        for folder in {self.stash(shadow).parent for shadow in self._outputs}:
+            with suppress(OSError):  # another job of the same method may be using it
+                folder.rmdir()
 
     def _files(self, shadow: int, output: Path) -> list[tuple[Path, Path]]:
         return [(self.stash(shadow), output), (sidecar(self.stash(shadow)), sidecar(output))]
