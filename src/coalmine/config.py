@@ -10,28 +10,28 @@ This module is not imported by any stage, so that a new option here retrains not
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import pkgutil
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic.json_schema import models_json_schema
 
 from coalmine import provenance
 from coalmine.errors import CoalmineError
 from coalmine.models.settings import ModelSettings
+from coalmine.problems import ConfigurationError, Problem, read, suggestion
 from coalmine.settings import Settings
 from coalmine.training.recipe import Normalisation, Recipe
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-ModuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
-_METHOD_FIELDS = ("module", "label", "model", "training")
+_SHARED_FOLDERS = ("data", "logs", "published")  # of results/, beside those of the runs
 _PACKAGES = {
     "methods": "coalmine.methods",
     "data": "coalmine.data.sources",
@@ -44,11 +44,13 @@ class Data(Settings):
     """The data of a run."""
 
     private: dict[str, Any] = Field(description="The private data: `module` names a file in coalmine/data/sources.")
-    public: dict[str, Any] | None = Field(None, description="Public data, or null. Never derived from private data.")
-    private_size: int | None = Field(None, ge=1, description="Keep so many private samples, drawn at random.")
-    test_size: int | None = Field(None, ge=1, description="Keep so many test samples, drawn at random.")
-    public_size: int | None = Field(None, ge=1, description="Keep so many public samples, drawn at random.")
-    normalisation: Normalisation = Field(description="Constants of the input normalisation, per channel, in [0, 1].")
+    public: dict[str, Any] | None = Field(
+        default=None, description="Public data, or null. Never derived from private data."
+    )
+    private_size: int | None = Field(default=None, ge=1, description="Keep so many private samples, drawn at random.")
+    test_size: int | None = Field(default=None, ge=1, description="Keep so many test samples, drawn at random.")
+    public_size: int | None = Field(default=None, ge=1, description="Keep so many public samples, drawn at random.")
+    normalisation: Normalisation = Field(description="Constants of the input normalisation, for pixels from 0 to 1.")
 
 
 class AverageCase(Settings):
@@ -58,12 +60,14 @@ class AverageCase(Settings):
         description="shared: further samples, labels left right, audited in the same models as the canaries (saves "
         "time). separate: the canaries themselves with their right labels, in models of their own."
     )
-    samples: int | None = Field(None, ge=1, description="How many further samples (shared only).")
+    samples: int | None = Field(default=None, ge=1, description="How many further samples (shared only).")
 
     @model_validator(mode="after")
     def _samples_only_if_shared(self) -> AverageCase:
-        if (self.models == "shared") != (self.samples is not None):
-            raise ValueError("`samples` belongs to `models: shared`, and only there.")
+        if self.models == "shared" and self.samples is None:
+            raise ValueError("models: shared needs `samples`, the number of further samples to audit.")
+        if self.models == "separate" and self.samples is not None:
+            raise ValueError("models: separate audits the canaries themselves; set `samples: null`.")
         return self
 
 
@@ -78,28 +82,31 @@ class Audit(Settings):
     """The audit design and its statistics."""
 
     canaries: int = Field(ge=1, description="Number of mislabelled canaries.")
-    average: AverageCase | None = Field(None, description="The average-case audit, or null.")
+    average: AverageCase | None = Field(default=None, description="The average-case audit, or null.")
     views: Views
-    bootstrap: int = Field(1000, ge=1, description="Replicates of the bootstrap over canaries.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of intervals and of the epsilon lower bound.")
-    delta: float = Field(1e-5, ge=0, lt=1, description="Delta of the empirical epsilon.")
+    bootstrap: int = Field(default=1000, ge=1, description="Replicates of the bootstrap over canaries.")
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Level of intervals and of the epsilon lower bound."
+    )
+    delta: float = Field(default=1e-5, ge=0, lt=1, description="Delta of the empirical epsilon.")
 
 
 class Control(Settings):
     """A null control: another method's logits, scored with something broken on purpose."""
 
     of: Name = Field(description="The method whose logits are used.")
-    membership: Literal["shuffled"] = Field("shuffled", description="Each canary's membership is permuted.")
-    label: str | None = Field(None, description="Name in tables and figures.")
+    membership: Literal["shuffled"] = Field(default="shuffled", description="Each canary's membership is permuted.")
+    label: str | None = Field(default=None, description="Name in tables and figures.")
 
 
 class Execution(Settings):
     """How jobs run. Nothing here changes a number beyond rounding, so nothing here reruns a job."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models are trained.")
-    batch: int = Field(16, ge=1, description="Shadow models made by one job.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models are trained.")
+    batch: int = Field(default=16, ge=1, description="Shadow models made by one job.")
     mode: Literal["auto", "sequential", "stacked"] = Field(
-        "auto", description="Train a batch one after another or as one stacked ensemble (auto: stacked on a GPU)."
+        default="auto",
+        description="Train a batch one after another or as one stacked ensemble (auto: stacked on a GPU).",
     )
 
 
@@ -107,252 +114,47 @@ class Config(Settings):
     """A whole run."""
 
     run: Name = Field(description="Names the run: everything lies under results/<run>/.")
-    seed: int = Field(0, ge=0, description="The one seed.")
-    shadows: int = Field(ge=2, description="Number of shadow models; even.")
+    seed: int = Field(default=0, ge=0, description="The one seed.")
+    shadows: int = Field(
+        description="Number of shadow models, even.", json_schema_extra={"minimum": 6, "multipleOf": 2}
+    )
     data: Data
     audit: Audit
     model: ModelSettings = Field(description="Architecture of the audited models.")
     training: Recipe = Field(description="Training recipe of the audited models.")
-    methods: dict[Name, dict[str, Any]] = Field(description="Methods by name; `module` names a file in methods/.")
+    methods: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="Methods by name; `module` names a file in coalmine/methods."
+    )
     controls: dict[Name, Control] = Field(default_factory=dict, description="Null controls by name.")
-    tables: dict[Name, dict[str, Any]] = Field(description="Tables by name, a file in reporting/ each.")
-    figures: dict[Name, dict[str, Any]] = Field(description="Figures by name, a file in reporting/ each.")
-    execution: Execution = Field(default_factory=Execution)
+    tables: dict[str, dict[str, Any]] = Field(description="Tables by name, a file in coalmine/reporting each.")
+    figures: dict[str, dict[str, Any]] = Field(description="Figures by name, a file in coalmine/reporting each.")
+    execution: Execution = Execution()
 
+    @field_validator("run")
+    @classmethod
+    def _has_a_folder_of_its_own(cls, run: str) -> str:
+        if run in _SHARED_FOLDERS:
+            raise ValueError(f"is {run}, but results/{run} is kept for what runs share; name the run otherwise.")
+        return run
 
-class Problem(NamedTuple):
-    """One thing wrong with a configuration."""
-
-    path: str
-    message: str
-
-
-class ConfigurationError(CoalmineError):
-    """Everything that is wrong with a configuration, at once."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(dict.fromkeys(problems))
-        count = f"{len(self.problems)} error{'s' if len(self.problems) > 1 else ''}"
-        lines = "".join(f"\n  {path}: {message}" for path, message in self.problems)
-        super().__init__(f"The configuration has {count}; nothing was started.{lines}")
-
-
-def check(raw: Mapping[str, Any]) -> Run:
-    """Check a merged configuration and return it as a run.
-
-    Raises:
-        ConfigurationError: lists every problem with its path, and a suggestion for misspelt names.
-    """
-    problems: list[Problem] = []
-    merged = _without_null_entries(dict(raw))
-    config = _validate(Config, merged, "", problems)
-    # Modules are checked even when something else is wrong, so that all problems are told at once.
-    modules = _Modules(merged, problems)
-    if config is not None:
-        problems += _cross_check(config, modules)
-    if problems or config is None:
-        raise ConfigurationError(problems)
-    return Run(config, modules)
-
-
-def _without_null_entries(raw: dict[str, Any]) -> dict[str, Any]:
-    """Drop methods, controls, tables and figures that an overlay set to null."""
-    for section in ("methods", "controls", "tables", "figures"):
-        if isinstance(raw.get(section), Mapping):
-            raw[section] = {name: entry for name, entry in raw[section].items() if entry is not None}
-    return raw
-
-
-def _validate(model: Any, value: Any, path: str, problems: list[Problem]) -> Any:
-    """Validate ``value`` against ``model``; note the problems and return None if there are any."""
-    try:
-        # By way of JSON, so that strict mode takes YAML's lists for tuples.
-        return TypeAdapter(model).validate_json(json.dumps(value))
-    except ValidationError as error:
-        problems += [_problem(details, model, path) for details in error.errors()]
-    except (TypeError, ValueError) as error:
-        problems.append(Problem(path or "(top)", f"cannot be read as plain YAML data ({error})."))
-    return None
-
-
-def _problem(details: Any, model: Any, path: str) -> Problem:
-    location = [str(part) for part in details["loc"] if not _is_union_tag(part, model, details["loc"])]
-    where = ".".join(filter(None, [path, *location])) or "(top)"
-    kind, given = details["type"], details.get("input")
-    if kind == "extra_forbidden":
-        known = _fields_at(model, details["loc"][:-1])
-        return Problem(where, f"is not a known key{_suggestion(location[-1], known)}.")
-    if kind == "missing":
-        return Problem(where, "is required.")
-    if kind == "union_tag_invalid":
-        context = details["ctx"]
-        known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
-        return Problem(f"{where}.name", f"is {context['tag']!r}, which is unknown{_suggestion(context['tag'], known)}.")
-    message = details["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, (dict, list)) else f" (found {given!r})"
-    hint = " Write 1.0e-3, not 1e-3: YAML reads the latter as text." if _looks_numeric(given) else ""
-    return Problem(where, f"{message.rstrip('.')}{shown}.{hint}")
-
-
-def _looks_numeric(given: Any) -> bool:
-    if not isinstance(given, str):
-        return False
-    try:
-        float(given)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_union_tag(part: Any, model: Any, location: tuple[Any, ...]) -> bool:
-    """Pydantic puts a union's tag into the location (``model.resnet.width``); people did not write it there."""
-    position = location.index(part)
-    parent = _resolve(model, location[:position])
-    return bool(_union_members(parent)) and part in {_tag(member) for member in _union_members(parent)}
-
-
-def _tag(member: type[BaseModel]) -> str | None:
-    field = member.model_fields.get("name")
-    return None if field is None else str(field.default)
-
-
-def _union_members(annotation: Any) -> list[type[BaseModel]]:
-    if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        return []
-    return [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-
-
-def _resolve(model: Any, location: tuple[Any, ...]) -> Any:
-    """Follow a pydantic location from a model to the annotation that it points at."""
-    for part in location:
-        members = _union_members(model)
-        if members:
-            tagged = [member for member in members if _tag(member) == part]
-            model = tagged[0] if tagged else members[0]
-            if tagged:
-                continue
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(str(part))
-            model = None if field is None else field.annotation
-        else:
-            arguments = typing.get_args(model)
-            model = arguments[-1] if arguments else None
-    return model
-
-
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
-    target = _resolve(model, location)
-    members = _union_members(target)
-    target = members[0] if members else target
-    return list(target.model_fields) if isinstance(target, type) and issubclass(target, BaseModel) else []
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean ...?`` for a near miss, else the list of what there is."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there is {', '.join(known)}" if known else ""
-
-
-def available(section: str) -> list[str]:
-    """Names of the modules that a section of the configuration may use."""
-    package = importlib.import_module(_PACKAGES[section])
-    names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-    if section in ("tables", "figures"):
-        names = [name for name in names if hasattr(_module(section, name), "build")]
-    return names
-
-
-def _module(section: str, name: str) -> types.ModuleType:
-    return importlib.import_module(f"{_PACKAGES[section]}.{name}")
-
-
-class _Modules:
-    """The modules that a configuration names, with their own settings checked."""
-
-    def __init__(self, raw: Mapping[str, Any], problems: list[Problem]) -> None:
-        self.methods: dict[str, Method] = {}
-        self.sources: dict[str, tuple[str, Settings]] = {}
-        self.reports: dict[str, dict[str, Settings]] = {"tables": {}, "figures": {}}
-        for name, entry in _entries(raw.get("methods")):
-            self._read_method(name, entry, raw, problems)
-        data = raw.get("data") if isinstance(raw.get("data"), Mapping) else {}
-        for role in ("private", "public"):
-            entry = typing.cast(Mapping[str, Any], data).get(role)
-            if isinstance(entry, Mapping):
-                found = self._read_entry("data", f"data.{role}", entry, (), problems)
-                if found:
-                    self.sources[role] = found
-        for section in ("tables", "figures"):
-            for name, entry in _entries(raw.get(section)):
-                found = self._read_entry(section, f"{section}.{name}", {"module": name, **entry}, (), problems)
-                if found:
-                    self.reports[section][name] = found[1]
-
-    def _read_method(
-        self, name: str, entry: Mapping[str, Any], raw: Mapping[str, Any], problems: list[Problem]
-    ) -> None:
-        path = f"methods.{name}"
-        found = self._read_entry("methods", path, entry, _METHOD_FIELDS, problems)
-        recipe = model = None
-        if isinstance(raw.get("training"), Mapping):
-            override = entry.get("training", {})
-            if isinstance(override, Mapping):
-                # The run's own recipe is checked elsewhere: without an override there is nothing new to tell.
-                fields = {**raw["training"], **override}
-                recipe = _validate(Recipe, fields, f"{path}.training", problems if override else [])
-        if isinstance(raw.get("model"), Mapping):
-            override = entry.get("model", raw["model"])
-            model = _validate(ModelSettings, override, f"{path}.model", problems if "model" in entry else [])
-        if found and recipe is not None and model is not None:
-            module, settings = found
-            self.methods[name] = Method(name, entry.get("label") or name, module, settings, model, recipe)
-
-    @staticmethod
-    def _read_entry(
-        section: str, path: str, entry: Mapping[str, Any], reserved: tuple[str, ...], problems: list[Problem]
-    ) -> tuple[str, Settings] | None:
-        module = entry.get("module")
-        known = available(section)
-        if not isinstance(module, str):
-            problems.append(
-                Problem(f"{path}.module", f"is required: a file in {_folder(section)}{_suggestion('', known)}.")
+    @field_validator("shadows")
+    @classmethod
+    def _can_be_halved(cls, shadows: int) -> int:
+        if shadows % 2:
+            raise ValueError(f"is {shadows}; an even number is needed, as each canary is in exactly half.")
+        if shadows < 6:
+            raise ValueError(
+                f"is {shadows}; LiRA needs at least 6: a target aside, two models with and two without each canary."
             )
-            return None
-        if module not in known:
-            where = path if section in ("tables", "figures") else f"{path}.module"
-            problems.append(
-                Problem(where, f"names no file {_folder(section)}/{module}.py{_suggestion(module, known)}.")
-            )
-            return None
-        loaded = _module(section, module)
-        settings = getattr(loaded, "Settings", None)
-        if settings is None:
-            problems.append(Problem(f"{path}.module", f"{_folder(section)}/{module}.py defines no class Settings."))
-            return None
-        if section == "methods" and hasattr(loaded, "synthesize") == hasattr(loaded, "train"):
-            rule = "must define either `synthesize` or `train`, see src/coalmine/methods/__init__.py"
-            problems.append(Problem(f"{path}.module", f"{_folder(section)}/{module}.py {rule}."))
-            return None
-        own = {key: value for key, value in entry.items() if key not in (*reserved, "module")}
-        before = len(problems)
-        checked = _validate(settings, own, path, problems)
-        return None if len(problems) > before else (module, checked)
+        return shadows
 
 
-def _entries(section: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """The well-formed entries of a section; the others are told by the typed model."""
-    if not isinstance(section, Mapping):
-        return []
-    return [(str(name), entry) for name, entry in section.items() if isinstance(entry, Mapping)]
+class Shared(Settings):
+    """What every method may set beside its own settings."""
 
-
-def _folder(section: str) -> str:
-    return "src/" + _PACKAGES[section].replace(".", "/")
+    label: str | None = Field(default=None, description="Name in tables and figures.")
+    model: ModelSettings | None = Field(default=None, description="Another architecture than the run's, given whole.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Replaces single values of the run's recipe.")
 
 
 class Method(NamedTuple):
@@ -362,57 +164,298 @@ class Method(NamedTuple):
     label: str
     module: str
     settings: Settings
-    model: Any
+    model: ModelSettings
     recipe: Recipe
 
 
-def _cross_check(config: Config, modules: _Modules) -> Iterable[Problem]:
-    """Yield what no single field can tell."""
-    if config.shadows % 2:
-        yield Problem("shadows", f"is {config.shadows}; an even number is needed, as each canary is in exactly half.")
-    elif config.shadows < 6:
-        yield Problem(
-            "shadows",
-            f"is {config.shadows}; LiRA needs at least 6: a target aside, two models with and two without each canary.",
+class Modules(NamedTuple):
+    """What the configuration names, each with its own settings checked."""
+
+    methods: dict[str, Method]
+    sources: dict[str, tuple[str, Settings]]
+    tables: dict[str, Settings]
+    figures: dict[str, Settings]
+
+
+def check(raw: Mapping[str, Any]) -> Run:
+    """Check a merged configuration and return it as a run.
+
+    Raises:
+        ConfigurationError: lists every problem with its path, and a suggestion for misspelt names.
+    """
+    raw = _without_null_entries(_plain_data(raw))
+    checker = _Checker()
+    config = checker.read(Config, raw, "")
+    # The rest is checked even when something is wrong already, so that all problems are told at once.
+    sound = dict(config) if config else _sound_sections(raw)
+    modules = checker.modules(raw, sound)
+    checker.problems += _cross_check(raw, sound, modules)
+    if checker.problems or config is None:
+        raise ConfigurationError(checker.problems)
+    return Run(config, modules)
+
+
+def _plain_data(value: Any) -> Any:
+    """Return what YAML delivers as JSON has it: keys are text, and a date is the text that it was written as."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_data(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_data(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _without_null_entries(raw: dict[str, Any]) -> dict[str, Any]:
+    """Drop methods, controls, tables and figures that an overlay set to null."""
+    return {
+        section: {name: entry for name, entry in entries.items() if entry is not None}
+        if section in ("methods", "controls", "tables", "figures") and isinstance(entries, dict)
+        else entries
+        for section, entries in raw.items()
+    }
+
+
+def _sound_sections(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections that are in order by themselves."""
+    fields = {name: field for name, field in Config.model_fields.items() if name in raw}
+    found = {name: read(Annotated[field.annotation, field], raw[name], name)[0] for name, field in fields.items()}
+    return {name: section for name, section in found.items() if section is not None}
+
+
+def _blocks(raw: Mapping[str, Any], section: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the well-formed entries of a section; the others are told by the typed model."""
+    entries = raw.get(section)
+    return [(k, v) for k, v in entries.items() if isinstance(v, dict)] if isinstance(entries, dict) else []
+
+
+def _overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``overlay``, block by block, as Snakemake merges configurations."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        inner = merged.get(key)
+        merged[key] = _overlaid(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+class _Checker:
+    """Reads parts of a configuration and notes what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def read(self, model: Any, value: Any, path: str) -> Any:
+        """Validate ``value``, which stands at ``path``; return None if there are problems."""
+        found, problems = read(model, value, path)
+        self.problems += problems
+        return found
+
+    def modules(self, raw: dict[str, Any], sound: Mapping[str, Any]) -> Modules:
+        """Read the entries whose settings belong to modules."""
+        sources = {
+            role: (entry["module"], settings)
+            for role, entry in _blocks(raw, "data")
+            if role in ("private", "public") and (settings := self._read_entry("data", f"data.{role}", entry))
+        }
+        tables, figures = (
+            {
+                name: settings
+                for name, entry in _blocks(raw, section)
+                if (settings := self._read_settings(section, path := f"{section}.{name}", name, entry, path))
+            }
+            for section in ("tables", "figures")
         )
-    yield from _check_sizes(config, modules)
-    if config.audit.average and config.audit.average.models == "separate":
-        taken = [name for name in modules.methods if name.endswith("-average")]
-        for name in taken:
-            yield Problem(f"methods.{name}", "ends in -average, which is kept for the separate average-case models.")
-    for name, control in config.controls.items():
-        if name in config.methods:
-            yield Problem(f"controls.{name}", "has the name of a method; give it another.")
-        if control.of not in config.methods:
-            yield Problem(f"controls.{name}.of", f"names no method{_suggestion(control.of, config.methods)}.")
-    known = [*config.methods, *config.controls]
-    for section, reports in modules.reports.items():
-        for name, report in reports.items():
-            for method in _methods_of(report):
-                if method not in known:
-                    yield Problem(
-                        f"{section}.{name}.methods", f"names no method or control {method}{_suggestion(method, known)}."
-                    )
+        methods = [self._read_method(name, entry, raw, sound) for name, entry in _blocks(raw, "methods")]
+        return Modules({method.name: method for method in methods if method}, sources, tables, figures)
+
+    def _read_method(
+        self, name: str, entry: dict[str, Any], raw: dict[str, Any], sound: Mapping[str, Any]
+    ) -> Method | None:
+        path = f"methods.{name}"
+        own = {key: value for key, value in entry.items() if key not in Shared.model_fields}
+        settings = self._read_entry("methods", path, own)
+        shared = self.read(Shared, {key: value for key, value in entry.items() if key not in own}, path)
+        model = (shared and shared.model) or sound.get("model")
+        recipe = sound.get("training")
+        if shared and shared.training and isinstance(raw.get("training"), dict):
+            recipe = self._read_override(raw["training"], shared.training, f"{path}.training")
+        if settings is None or shared is None or model is None or recipe is None:
+            return None
+        return Method(name, shared.label or name, own["module"], settings, model, recipe)
+
+    def _read_override(self, base: dict[str, Any], override: dict[str, Any], path: str) -> Recipe | None:
+        """Read a recipe that replaces values of the run's; what is wrong with the latter is not told again."""
+        _, told = read(Recipe, base, path)
+        recipe, problems = read(Recipe, _overlaid(base, override), path)
+        whole = path in {problem.path for problem in told}  # the values of the run's recipe do not go together
+        self.problems += [one for one in problems if one not in told and not (whole and one.path == path)]
+        return typing.cast(Recipe | None, recipe)
+
+    def _read_entry(self, section: str, path: str, entry: dict[str, Any]) -> Settings | None:
+        """Read an entry that names its module."""
+        own = {key: value for key, value in entry.items() if key != "module"}
+        if "module" in entry:
+            return self._read_settings(section, path, entry["module"], own, f"{path}.module")
+        known = ", ".join(available(section))
+        self.problems.append(Problem(f"{path}.module", f"is required: a file in {_folder(section)}; there is {known}."))
+        return None
+
+    def _read_settings(
+        self, section: str, path: str, module: Any, own: dict[str, Any], named_at: str
+    ) -> Settings | None:
+        """Read a module's own settings."""
+        if module not in _files(section):
+            known = suggestion(module, available(section))
+            self.problems.append(Problem(named_at, f"names no file {_folder(section)}/{module}.py{known}"))
+            return None
+        try:
+            model = load(section, module).Settings
+        except CoalmineError as error:
+            self.problems.append(Problem(named_at, str(error)))
+            return None
+        settings: Settings | None = self.read(model, own, path)
+        return settings
 
 
-def _check_sizes(config: Config, modules: _Modules) -> Iterable[Problem]:
-    average = config.audit.average
-    audited = config.audit.canaries + ((average.samples or 0) if average else 0)
-    size = config.data.private_size
+def available(section: str) -> list[str]:
+    """Names of the modules that a section of the configuration may use."""
+    return [name for name in _files(section) if _objection(section, name) is None]
+
+
+def load(section: str, name: str) -> ModuleType:
+    """Import a module that a section of the configuration names.
+
+    Raises:
+        CoalmineError: it cannot be imported, or lacks what such a module must define.
+    """
+    objection = _objection(section, name)
+    if objection:
+        raise CoalmineError(objection)
+    return _import(section, name)
+
+
+def _objection(section: str, name: str) -> str | None:
+    """Say why a module cannot serve a section, or None."""
+    file = f"{_folder(section)}/{name}.py"
+    try:
+        module = _import(section, name)
+    except Exception as error:  # a module may be anyone's, and fail in any way
+        return f"{file} cannot be imported ({type(error).__name__}: {error})."
+    required = {"methods": ("Settings",), "data": ("Settings", "load", "files", "public_objection")}
+    missing = [name for name in required.get(section, ("Settings", "build", "NEEDS")) if not hasattr(module, name)]
+    if missing:
+        return f"{file} is none of the {section}: it does not define {', '.join(missing)}."
+    if section == "methods" and hasattr(module, "synthesize") == hasattr(module, "train"):
+        return f"{file} must define either `synthesize` or `train`, see {_folder(section)}/__init__.py."
+    if section in ("tables", "figures"):
+        returns = module.build.__annotations__.get("return")
+        draws = str(returns).startswith("tuple")
+        if returns and draws != (section == "figures"):
+            return f"{file} makes a {'figure' if draws else 'table'}; move it to `{'figures' if draws else 'tables'}`."
+    return None
+
+
+def _import(section: str, name: str) -> ModuleType:
+    return importlib.import_module(f"{_PACKAGES[section]}.{name}")
+
+
+def _files(section: str) -> list[str]:
+    package = importlib.import_module(_PACKAGES[section])
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+
+
+def _folder(section: str) -> str:
+    return "src/" + _PACKAGES[section].replace(".", "/")
+
+
+AVERAGE_SUFFIX = "-average"
+
+
+def _cross_check(raw: dict[str, Any], sound: Mapping[str, Any], modules: Modules) -> Iterator[Problem]:
+    """Yield what no single section can tell, from the sections that are in order."""
+    audit = sound.get("audit")
+    average = audit.average if audit else None
+    if "data" in sound:
+        yield from _check_data(sound["data"], audit, modules)
+    yield from _check_names(raw, separate=average is not None and average.models == "separate")
+    if audit:
+        yield from _check_average_case(average, sound.get("controls", ()), modules)
+
+
+def _check_data(data: Data, audit: Audit | None, modules: Modules) -> Iterator[Problem]:
+    size = data.private_size
     if "private" in modules.sources:
         module, settings = modules.sources["private"]
-        expected = getattr(_module("data", module), "expected_size", None)
-        available_size = expected(settings) if expected else None
-        if size is not None and available_size is not None and size > available_size:
-            yield Problem("data.private_size", f"is {size}, but {module} has only {available_size} private samples.")
-        size = min(filter(None, (size, available_size)), default=None)
-    if size is not None and audited >= size:
-        yield Problem("audit.canaries", f"{audited} samples are audited, but there are only {size} private samples.")
+        source = load("data", module)
+        # Sources whose size is known before they are read say so.
+        most = source.expected_size(settings) if hasattr(source, "expected_size") else None
+        if size is not None and most is not None and size > most:
+            yield Problem("data.private_size", f"is {size}, but {module} has only {most} private samples.")
+        size = min(filter(None, (size, most)), default=None)
+    if audit and size is not None:
+        clean = (audit.average.samples or 0) if audit.average else 0
+        if audit.canaries + clean >= size:
+            total = f"{audit.canaries} canaries" + (f" and {clean} samples of `average`" if clean else "")
+            yield Problem("audit.canaries", f"{total} are audited, but there are only {size} private samples.")
     if "public" in modules.sources:
         module, settings = modules.sources["public"]
-        objection = _module("data", module).public_objection(settings)
+        objection = load("data", module).public_objection(settings)
         if objection:
             yield Problem("data.public", objection)
+    if data.public is None:
+        for method in modules.methods.values():
+            if _uses_public(method):
+                yield Problem(f"methods.{method.name}", "needs public data, but data.public is null.")
+
+
+def _check_names(raw: dict[str, Any], *, separate: bool) -> Iterator[Problem]:
+    """Check the names that entries give each other, in ``raw``: a broken entry is no unknown one."""
+    methods, controls = raw.get("methods"), raw.get("controls", {})
+    if not (isinstance(methods, dict) and isinstance(controls, dict)):
+        return
+    for section, names in (("methods", methods), ("controls", controls)):
+        for name in names:
+            if separate and name.endswith(AVERAGE_SUFFIX):
+                message = f"ends in {AVERAGE_SUFFIX}, which is kept for the separate average-case models."
+                yield Problem(f"{section}.{name}", message)
+    for name, control in _blocks(raw, "controls"):
+        if name in methods:
+            yield Problem(f"controls.{name}", "has the name of a method; give it another.")
+        of = control.get("of")
+        if isinstance(of, str) and of not in methods:
+            yield Problem(f"controls.{name}.of", f"names no method {of}{suggestion(of, methods)}")
+    twins = [name + AVERAGE_SUFFIX for name in methods] if separate else []
+    allowed = {"methods": ("method or control", [*methods, *controls]), "average": ("method", [*methods, *twins])}
+    for section in ("tables", "figures"):
+        for name, report in _blocks(raw, section):
+            for key, (what, known) in allowed.items():
+                for method in _texts(report.get(key)):
+                    if method not in known:
+                        message = f"names no {what} {method}{suggestion(method, known)}"
+                        yield Problem(f"{section}.{name}.{key}", message)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of a list, or of the values of a block; nothing if it is neither."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
+def _check_average_case(average: AverageCase | None, controls: Iterable[str], modules: Modules) -> Iterator[Problem]:
+    """Check that tables and figures which compare with the average case will find one."""
+    for section, reports in (("tables", modules.tables), ("figures", modules.figures)):
+        for name, report in reports.items():
+            own = getattr(report, "average", None)
+            if own is None:
+                continue
+            if average is None:
+                yield Problem(
+                    f"{section}.{name}",
+                    f"compares with the average case, but audit.average is null; set it, or {section}.{name} to null.",
+                )
+            elif average.models == "separate":
+                for control in set(controls) & set(_methods_of(report)) - set(own):
+                    yield Problem(
+                        f"{section}.{name}.methods", f"lists the control {control}, which has no average-case models."
+                    )
 
 
 def _methods_of(report: Settings) -> tuple[str, ...]:
@@ -420,17 +463,22 @@ def _methods_of(report: Settings) -> tuple[str, ...]:
     return tuple(getattr(report, "methods", ()))
 
 
-AVERAGE_SUFFIX = "-average"
+def _synthesizes(method: Method) -> bool:
+    return hasattr(load("methods", method.module), "synthesize")
+
+
+def _uses_public(method: Method) -> bool:
+    return getattr(load("methods", method.module), "USES_PUBLIC", False)
 
 
 class Run:
     """A checked configuration, and what each stage needs of it as a canonical JSON string."""
 
-    def __init__(self, config: Config, modules: _Modules) -> None:
+    def __init__(self, config: Config, modules: Modules) -> None:
         self.config = config
         self.methods = modules.methods
         self.sources = modules.sources
-        self._reports = modules.reports
+        self._reports = {"tables": modules.tables, "figures": modules.figures}
 
     @property
     def name(self) -> str:
@@ -458,11 +506,11 @@ class Run:
 
     def synthesizes(self, name: str) -> bool:
         """Tell whether a method replaces the private data (else it trains on them)."""
-        return hasattr(_module("methods", self.method(name).module), "synthesize")
+        return _synthesizes(self.method(name))
 
     def uses_public(self, name: str) -> bool:
         """Tell whether a method needs the run's public data."""
-        return getattr(_module("methods", self.method(name).module), "USES_PUBLIC", False)
+        return _uses_public(self.method(name))
 
     def reports(self, section: str) -> list[str]:
         """Names of the tables or figures of this run."""
@@ -485,7 +533,7 @@ class Run:
     def report_needs(self, section: str, name: str) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return what a table or figure reads (metrics, scores, costs), and of which methods and controls."""
         settings = self.report(section, name)
-        return _module(section, name).NEEDS, getattr(settings, "needed", _methods_of(settings))
+        return load(section, name).NEEDS, getattr(settings, "needed", _methods_of(settings))
 
     def code(self, stage: str, module: str | None = None) -> str:
         """Return the code hash of a stage, with the module that it loads by name."""
@@ -503,7 +551,11 @@ class Run:
     def downloads(self, role: str) -> list[Any]:
         """Files that must be downloaded for the private or public data."""
         module, settings = self.sources[role]
-        return list(_module("data", module).files(settings))
+        return list(load("data", module).files(settings))
+
+    def download_spec(self, remote: Any) -> str:
+        """Return the sorted JSON of one file to download."""
+        return provenance.canonical_json(dataclasses.asdict(remote))
 
     def spec(self, stage: str, **which: Any) -> str:
         """Return the sorted JSON of just the configuration that ``stage`` uses."""
@@ -585,9 +637,6 @@ class Run:
     def _configuration_spec(self) -> dict[str, Any]:
         return self.effective()
 
-    def _download_spec(self, remote: Any) -> dict[str, Any]:
-        return dataclasses.asdict(remote)
-
     def effective(self) -> dict[str, Any]:
         """Return the whole checked configuration with every default filled in, but for how jobs are run."""
         plain = _plain(self.config)
@@ -614,58 +663,64 @@ def _plain(settings: BaseModel) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of ``config.yaml`` for editors, with the settings of every module that there is."""
-    document = Config.model_json_schema()
-    properties = document["properties"]
-    definitions = document["$defs"]
+    """Return the JSON schema of ``config.yaml`` for editors, with the settings of every module that there is.
 
-    def module_schema(section: str, name: str, reserved: Mapping[str, Any]) -> dict[str, Any]:
-        own = _module(section, name).Settings.model_json_schema()
-        definitions.update(own.pop("$defs", {}))
-        own["properties"] = {**reserved, **own.get("properties", {})}
-        own["title"] = f"{section}: {name}"
-        return own
+    No key is required, so that the schema serves overlays too; ``check`` tells what is missing in the end.
+    """
+    modules = {(section, name): load(section, name).Settings for section in _PACKAGES for name in available(section)}
+    blocks = (Config, Shared, Data, Control, Recipe, *modules.values())
+    references, document = models_json_schema([(block, "validation") for block in blocks])
+    document = _relaxed(document)
 
-    recipe = {**definitions["Recipe"], "required": []}
-    shared = {
-        "label": {"type": "string", "description": "Name in tables and figures."},
-        "model": properties["model"],
-        "training": {**recipe, "description": "Replaces single fields of the run's recipe."},
-    }
-    for section, target in (("methods", properties["methods"]), ("data", None)):
-        variants = []
-        for name in available(section):
-            reserved = {"module": {"const": name}, **(shared if section == "methods" else {})}
-            variant = module_schema(section, name, reserved)
-            variant["required"] = ["module", *variant.get("required", [])]
-            variants.append(variant)
-        entry = {"anyOf": [*variants, {"type": "null"}]}
-        if target is not None:
-            _set_values(target, entry)
-        else:
-            definitions["Data"]["properties"]["private"] = {"anyOf": variants}
-            definitions["Data"]["properties"]["public"] = entry
+    def properties(block: type[BaseModel]) -> dict[str, Any]:
+        definition = references[block, "validation"]["$ref"].rpartition("/")[2]
+        found: dict[str, Any] = document["$defs"][definition]["properties"]
+        return found
+
+    def block(properties: dict[str, Any]) -> dict[str, Any]:
+        return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+
+    def named_module(section: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """An entry with ``module``: that module's settings are allowed. Overlays may leave it out, then any's are."""
+        own = {name: {"module": {}, **shared, **properties(modules[section, name])} for name in available(section)}
+        branches = [
+            {
+                "if": {"properties": {"module": {"const": name}}, "required": ["module"]},
+                "then": {"properties": allowed, "additionalProperties": False},
+            }
+            for name, allowed in own.items()
+        ]
+        keys = sorted({key for allowed in own.values() for key in allowed})
+        branches.append({"if": {"not": {"required": ["module"]}}, "then": {"propertyNames": {"enum": keys}}})
+        return {"type": ["object", "null"], "properties": {"module": {"enum": [*own]}}, "allOf": branches}
+
+    config, data = properties(Config), properties(Data)
+    properties(Shared)["training"] = references[Recipe, "validation"]
+    data["public"] = named_module("data", {}) | {"description": data["public"]["description"]}
+    data["private"] |= named_module("data", {}) | {"type": "object"}
+    entries = {"methods": named_module("methods", properties(Shared)), "controls": block(properties(Control))}
+    for section, entry in entries.items():
+        patterns = dict.fromkeys(config[section].pop("patternProperties"), entry)
+        config[section] |= {"patternProperties": patterns, "additionalProperties": False}
     for section in ("tables", "figures"):
-        prefix = section.removesuffix("s")
-        properties[section] = {
-            "type": "object",
-            "description": properties[section]["description"],
-            "properties": {
-                name: {"anyOf": [module_schema(section, name, {}), {"type": "null"}]}
-                for name in available(section)
-                if name.startswith(prefix) or not name.startswith(("table", "figure"))
-            },
-            "additionalProperties": False,
-        }
-    return document
+        reports = {name: block(properties(modules[section, name])) for name in available(section)}
+        config[section] |= {"properties": reports, "additionalProperties": False}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **references[Config, "validation"], **document}
 
 
-def _set_values(target: dict[str, Any], entry: dict[str, Any]) -> None:
-    """Give a mapping with patterned names its values' schema."""
-    for patterns in target.get("patternProperties", {}):
-        target["patternProperties"][patterns] = entry
-    target.pop("additionalProperties", None)
-    target["additionalProperties"] = False
+def _relaxed(schema: Any) -> Any:
+    """Return a schema without required keys; without its tag, a union's member is then any that fits."""
+    if isinstance(schema, list):
+        return [_relaxed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: part for key, part in schema.items() if key not in ("required", "discriminator")}
+    return {
+        "anyOf" if key == "oneOf" else key: {name: _relaxed(own) for name, own in part.items()}
+        if key in ("properties", "$defs")
+        else _relaxed(part)
+        for key, part in kept.items()
+    }
 
 
 if __name__ == "__main__":

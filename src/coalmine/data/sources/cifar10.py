@@ -60,6 +60,11 @@ def files(settings: Settings) -> list[RemoteFile]:
     ]
 
 
+def expected_size(settings: Settings) -> int | None:
+    """Return the number of training images, or None if the files need not be the official ones."""
+    return len(TRAIN_BATCHES) * RECORDS if settings.official else None
+
+
 def load(settings: Settings, files: Sequence[Path], rng: np.random.Generator) -> Splits:
     """Return images uint8 (n, 32, 32, 3) in official order; nothing is drawn at random.
 

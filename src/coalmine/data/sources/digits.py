@@ -16,6 +16,7 @@ from coalmine.data.download import RemoteFile
 from coalmine.data.images import ImageSet, Splits, split_off_test
 
 CLASSES = tuple("0123456789")
+TOTAL = 1797
 WHITE = 16  # the data count the set pixels of 4x4 blocks
 
 
@@ -30,6 +31,11 @@ class Settings(coalmine.settings.Settings):
 def files(settings: Settings) -> list[RemoteFile]:
     """Nothing is fetched: the images ship in scikit-learn."""
     return []
+
+
+def expected_size(settings: Settings) -> int:
+    """Return the number of training images."""
+    return TOTAL - settings.test_size
 
 
 def load(settings: Settings, files: Sequence[Path], rng: np.random.Generator) -> Splits:

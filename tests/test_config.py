@@ -1,0 +1,742 @@
+"""The configuration: every mistake is told at once, where it stands; each stage's spec holds only what it uses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
+
+import coalmine.methods
+from coalmine import config
+from coalmine.config import ConfigurationError, Problem, Run, available, check, schema
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PRESETS = sorted((REPOSITORY / "workflow/presets").glob("*.yaml"))
+DEFAULT = load_configfile(REPOSITORY / "config.yaml")
+BASE = yaml.safe_load(
+    """
+    run: demo
+    shadows: 32
+    data: {private: {module: digits}, public: {module: rendered_digits}, normalisation: {mean: [0.3], std: [0.35]}}
+    audit: {canaries: 200, average: {models: shared, samples: 200}, views: {flip: false, shift: 0}}
+    model: {name: small-cnn}
+    training: {epochs: 60, batch_size: 128, schedule: cosine, augmentation: {flip: false, shift: 0}}
+    methods:
+      undefended: {module: undefended, label: Undefended}
+      random: {module: coreset, label: Random, selection: random, training: {epochs: 100}}
+      forgetting: {module: coreset, selection: forgetting, scoring_epochs: 20, training: {epochs: 100}}
+      herding: {module: coreset, selection: herding, training: {epochs: 100}}
+      el2n: {module: coreset, selection: el2n, scoring_epochs: 5, proxies: 3}
+    controls:
+      shuffled: {of: undefended, label: "Null: membership shuffled"}
+    tables:
+      table1: {methods: [undefended, random, forgetting, herding, shuffled]}
+      table5: {methods: [undefended, random, forgetting]}
+      table6: {methods: [undefended, random, forgetting, herding, shuffled]}
+      table7: {methods: [undefended, random, forgetting, herding]}
+    figures:
+      figure1: {methods: [undefended, random, forgetting, herding, shuffled]}
+      figure3: {methods: [undefended, random, forgetting]}
+      figure4: {methods: [undefended]}
+      figure5: {methods: [random, forgetting]}
+    execution: {device: auto, batch: 16, mode: auto}
+    """
+)
+
+
+def merged(*overlays: str | dict[str, Any], base: dict[str, Any] = BASE) -> dict[str, Any]:
+    """A configuration with overlays, merged as Snakemake's ``--configfile`` does."""
+    raw = copy.deepcopy(base)
+    for overlay in overlays:
+        update_config(raw, yaml.safe_load(overlay) if isinstance(overlay, str) else copy.deepcopy(overlay))
+    return raw
+
+
+def problems(*overlays: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigurationError) as caught:
+        check(merged(*overlays))
+    return list(caught.value.problems)
+
+
+def only_problem(*overlays: str) -> str:
+    (problem,) = problems(*overlays)
+    return ": ".join(problem)
+
+
+def run(*overlays: str) -> Run:
+    return check(merged(*overlays))
+
+
+SEPARATE = "audit: {average: {models: separate, samples: null}}"
+
+
+def test_the_default_configuration_is_in_order() -> None:
+    default = check(merged(base=DEFAULT))
+    assert default.name == "demo"
+    assert set(default.config.methods) == set(default.methods)
+    assert [*default.shadows] == [*range(default.config.shadows)]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_in_order_over_the_default(preset: Path) -> None:
+    overlay = load_configfile(preset)
+    assert check(merged(overlay, base=DEFAULT)).name == overlay["run"] != "demo"
+
+
+# --- every mistake, at once, where it stands --------------------------------------------------------------------
+
+
+def test_all_mistakes_are_told_at_once_with_their_paths() -> None:
+    found = problems(
+        """
+        sedd: 1
+        shadows: 7
+        data: {public: {module: cinic10, part: all}, privat_size: 3}
+        audit: {canaries: 0, views: {flp: true}}
+        training: {epoch: 3, learning_rate: 1e-3}
+        model: {widht: 3}
+        methods: {random: {module: corset}, forgetting: {fractoin: 0.3, training: {epohcs: 3}}, My_Own: {module: undefended}}
+        controls: {shuffled: {of: undefnded}}
+        tables: {table1: {methods: [nobody], tilte: x}, tabel2: {methods: [random]}}
+        execution: {device: gpu}
+        """
+    )
+    assert sorted(path for path, _ in found) == sorted(
+        [
+            "sedd",
+            "shadows",
+            "data.privat_size",
+            "audit.canaries",
+            "audit.views.flp",
+            "training.epoch",
+            "training.learning_rate",
+            "model.widht",
+            "methods.My_Own",
+            "methods.random.module",
+            "methods.forgetting.fractoin",
+            "methods.forgetting.training.epohcs",
+            "controls.shuffled.of",
+            "tables.table1.methods",
+            "tables.table1.tilte",
+            "tables.tabel2",
+            "execution.device",
+        ]
+    )
+
+
+def test_the_message_counts_the_mistakes_and_says_that_nothing_was_started() -> None:
+    with pytest.raises(ConfigurationError, match="has 1 error; nothing was started.\n  sedd: "):
+        check(merged("sedd: 1"))
+    with pytest.raises(ConfigurationError, match="has 2 errors; nothing"):
+        check(merged("{sedd: 1, sahdows: 8}"))
+
+
+def test_a_mistake_in_one_section_does_not_hide_what_is_wrong_between_sound_ones() -> None:
+    found = dict(problems("{training: {epochs: 0}, audit: {canaries: 1200}, data: {public: {module: digits}}}"))
+    assert found.keys() == {"training.epochs", "audit.canaries", "data.public"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        ("sedd: 1", "sedd: is not a known key; did you mean seed?"),
+        ("data: {privat_size: 3}", "data.privat_size: is not a known key; did you mean private_size?"),
+        ("data: {pubilc: null}", "data.pubilc: is not a known key; did you mean public?"),
+        (
+            "data: {private: {tset_size: 30}}",
+            "data.private.tset_size: is not a known key; did you mean test_size?",
+        ),
+        (
+            "data: {normalisation: {maen: [0.5]}}",
+            "data.normalisation.maen: is not a known key; did you mean mean?",
+        ),
+        ("audit: {views: {flp: true}}", "audit.views.flp: is not a known key; did you mean flip?"),
+        (
+            "audit: {average: {sampels: 3}}",
+            "audit.average.sampels: is not a known key; did you mean samples?",
+        ),
+        ("training: {epoch: 3}", "training.epoch: is not a known key; did you mean epochs?"),
+        (
+            "training: {augmentation: {flop: true}}",
+            "training.augmentation.flop: is not a known key; did you mean flip?",
+        ),
+        ("model: {widht: 3}", "model.widht: is not a known key; did you mean width?"),
+        (
+            "model: {name: wide-resnet, width: 3}",
+            "model.width: is not a known key; did you mean widen?",
+        ),
+        (
+            "methods: {random: {fractoin: 0.3}}",
+            "methods.random.fractoin: is not a known key; did you mean fraction?",
+        ),
+        (
+            "methods: {random: {training: {epohcs: 3}}}",
+            "methods.random.training.epohcs: is not a known key; did you mean epochs?",
+        ),
+        (
+            "methods: {random: {training: {augmentation: {shfit: 1}}}}",
+            "methods.random.training.augmentation.shfit: is not a known key; did you mean shift?",
+        ),
+        (
+            "methods: {random: {model: {name: mlp, hiden: [3]}}}",
+            "methods.random.model.hiden: is not a known key; did you mean hidden?",
+        ),
+        (
+            "controls: {shuffled: {lable: x}}",
+            "controls.shuffled.lable: is not a known key; did you mean label?",
+        ),
+        ("tables: {table1: {tilte: x}}", "tables.table1.tilte: is not a known key; did you mean title?"),
+        ("figures: {figure1: {tilte: x}}", "figures.figure1.tilte: is not a known key; did you mean title?"),
+        ("execution: {devcie: cpu}", "execution.devcie: is not a known key; did you mean device?"),
+        # Nothing is near: the keys that there are.
+        ("audit: {views: {zzz: 1}}", "audit.views.zzz: is not a known key; there is flip, shift."),
+    ],
+)
+def test_a_misspelt_key_is_told_where_it_stands_with_a_suggestion(overlay: str, told: str) -> None:
+    assert only_problem(overlay) == told
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        (
+            "methods: {random: {module: corset}}",
+            "methods.random.module: names no file src/coalmine/methods/corset.py; did you mean coreset?",
+        ),
+        (
+            "data: {private: {module: digit}}",
+            "data.private.module: names no file src/coalmine/data/sources/digit.py; did you mean digits?",
+        ),
+        (
+            "tables: {tabel1: {methods: [random]}}",
+            "tables.tabel1: names no file src/coalmine/reporting/tabel1.py; did you mean table1?",
+        ),
+        (
+            "figures: {figur1: {methods: [random]}}",
+            "figures.figur1: names no file src/coalmine/reporting/figur1.py; did you mean figure1?",
+        ),
+        ("methods: {new: {label: x}}", "methods.new.module: is required: a file in src/coalmine/methods; there is "),
+        ("model: {name: small-cn}", 'model.name: is unknown (found "small-cn"); did you mean small-cnn?'),
+        ("methods: {random: {model: {width: 3}}}", "methods.random.model.name: is required; there is convnet, mlp, "),
+    ],
+)
+def test_an_unknown_module_or_model_names_the_folder_and_a_suggestion(overlay: str, told: str) -> None:
+    assert only_problem(overlay).startswith(told)
+
+
+def test_a_figure_among_the_tables_is_sent_to_its_place() -> None:
+    told = "src/coalmine/reporting/figure1.py makes a figure; move it to `figures`."
+    assert only_problem("tables: {figure1: {methods: [random]}}") == f"tables.figure1: {told}"
+    told = "src/coalmine/reporting/table1.py makes a table; move it to `tables`."
+    assert only_problem("figures: {table1: {methods: [random]}}") == f"figures.table1: {told}"
+    assert "none of the tables" in only_problem("tables: {writers: {methods: [random]}}")
+
+
+@pytest.fixture
+def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Writes the method file ``own.py``, as if it lay beside the others."""
+    monkeypatch.setattr(coalmine.methods, "__path__", [*coalmine.methods.__path__, str(tmp_path)])
+    yield (tmp_path / "own.py").write_text
+    sys.modules.pop("coalmine.methods.own", None)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import no_such_package", "cannot be imported (ModuleNotFoundError: No module named 'no_such_package')"),
+        ("def train(: pass", "cannot be imported (SyntaxError: "),
+        ("def train(): pass", "it does not define Settings"),
+        (
+            "from coalmine.settings import Settings\ndef train(): pass\ndef synthesize(): pass",
+            "must define either `synthesize` or `train`",
+        ),
+    ],
+)
+def test_a_broken_method_file_is_told_like_any_mistake(
+    own_method: Callable[[str], Any], source: str, told: str
+) -> None:
+    own_method(source)
+    message = only_problem("methods: {mine: {module: own}}")
+    assert message.startswith("methods.mine.module: src/coalmine/methods/own.py ")
+    assert told in message
+
+
+def test_a_new_file_and_an_entry_make_a_new_method(own_method: Callable[[str], Any]) -> None:
+    own_method(
+        "import coalmine.settings\nUSES_PUBLIC = True\n"
+        "class Settings(coalmine.settings.Settings):\n    strength: int = 3\n"
+        "def synthesize(shadows, settings, setup): ..."
+    )
+    mine = run("methods: {mine: {module: own}}")
+    assert json.loads(mine.spec("synthesize", method="mine"))["settings"] == {"strength": 3}
+    assert mine.uses_public("mine")
+    assert not mine.uses_public("random")
+    told = "methods.mine: needs public data, but data.public is null."
+    assert only_problem("{methods: {mine: {module: own}}, data: {public: null}}") == told
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        (
+            "tables: {table1: {methods: [random, undefnded]}}",
+            "tables.table1.methods: names no method or control undefnded; did you mean undefended?",
+        ),
+        (
+            "figures: {figure5: {methods: [shufled]}}",
+            "figures.figure5.methods: names no method or control shufled; did you mean shuffled?",
+        ),
+        (
+            "tables: {table5: {average: {random: forgeting}}}",
+            "tables.table5.average: names no method forgeting; did you mean forgetting?",
+        ),
+        (
+            "controls: {shuffled: {of: undefnded}}",
+            "controls.shuffled.of: names no method undefnded; did you mean undefended?",
+        ),
+        (
+            "controls: {random: {of: undefended}}",
+            "controls.random: has the name of a method; give it another.",
+        ),
+        (
+            "{controls: {twice: {of: shuffled}}}",
+            "controls.twice.of: names no method shuffled; there is el2n, ",
+        ),
+    ],
+)
+def test_a_name_that_no_method_has_is_told_where_it_is_used(overlay: str, told: str) -> None:
+    assert only_problem(overlay).startswith(told)
+
+
+def test_a_broken_method_is_no_unknown_one() -> None:
+    assert [path for path, _ in problems("methods: {random: {module: corset}}")] == ["methods.random.module"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        ("shadows: 7", "shadows: is 7; an even number is needed, as each canary is in exactly half."),
+        ("shadows: 1", "shadows: is 1; an even number is needed, as each canary is in exactly half."),
+        ("shadows: 4", "shadows: is 4; LiRA needs at least 6: "),
+        ("shadows: 0", "shadows: is 0; LiRA needs at least 6: "),
+        # Digits: 1,797 images, 397 of them for the test.
+        (
+            "audit: {canaries: 1200}",
+            "audit.canaries: 1200 canaries and 200 samples of `average` are audited, but there are only 1400 private ",
+        ),
+        ("data: {private_size: 400}", "audit.canaries: 200 canaries and 200 samples of `average` are audited, "),
+        (
+            "data: {private: {test_size: 1397}}",
+            "audit.canaries: 200 canaries and 200 samples of `average` are audited, but there are only 400 private ",
+        ),
+        ("data: {private_size: 1401}", "data.private_size: is 1401, but digits has only 1400 private samples."),
+        (
+            "{data: {private: {module: cifar10}}, audit: {canaries: 49800}}",
+            "audit.canaries: 49800 canaries and 200 samples of `average` are audited, but there are only 50000 private ",
+        ),
+        (
+            "{data: {private: {module: cifar10}, private_size: 50001}}",
+            "data.private_size: is 50001, but cifar10 has only 50000 private samples.",
+        ),
+        ("{data: {public: {module: cinic10, part: all}}}", "data.public: CINIC-10 with part: all holds images of "),
+        ("{data: {public: {module: cinic10, part: cifar}}}", "data.public: CINIC-10 with part: cifar holds images "),
+        ("{data: {public: {module: digits}}}", "data.public: the handwritten digits come from real people "),
+        ("run: data", "run: is data, but results/data is kept for what runs share; name the run otherwise."),
+        ("run: My Run", 'run: may hold lower-case letters, digits and hyphens only (found "My Run").'),
+        ("training: {epochs: 1}", "training: warmup_epochs (1) must be fewer than epochs (1)"),
+        ("methods: {random: {training: {epochs: 1}}}", "methods.random.training: warmup_epochs (1) must be fewer "),
+        ("model: {name: wide-resnet, depth: 11}", "model.depth: a wide residual network has 6 n + 4 layers "),
+        ("audit: {average: {samples: null}}", "audit.average: models: shared needs `samples`, "),
+        ("audit: {average: {models: separate}}", "audit.average: models: separate audits the canaries themselves; "),
+        ("tables: {table1: {methods: []}}", "tables.table1.methods: must not be empty."),
+        ("methods: {random: {fraction: 3}}", "methods.random.fraction: should be less than 1 (found 3)."),
+        ("methods: {random: {selection: best}}", "methods.random.selection: should be 'random', 'forgetting', "),
+    ],
+)
+def test_numbers_that_cannot_be_are_told_with_what_is_possible(overlay: str, told: str) -> None:
+    assert only_problem(overlay).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "shadows: 6",
+        "audit: {canaries: 1199}",
+        "data: {private_size: 401}",
+        "data: {private_size: 1400}",
+        "{data: {private: {module: cifar10}}, audit: {canaries: 49799}}",
+        # Not the official files: their number is not known before they are read.
+        "{data: {private: {module: cifar10, official: false}, private_size: 50001}}",
+        "{data: {private: {module: image_folder, path: anywhere}}, audit: {canaries: 100000}}",
+        "{data: {public: {module: cinic10}}}",
+        "{data: {public: null}}",
+    ],
+)
+def test_the_largest_possible_numbers_are_accepted(overlay: str) -> None:
+    assert run(overlay)
+
+
+def test_a_mistake_of_the_runs_recipe_is_told_once_not_for_every_method_that_overrides_it() -> None:
+    assert only_problem("training: {learning_rate: 0}") == "training.learning_rate: should be greater than 0 (found 0)."
+    # Values that do not go together, too; every other coreset here overrides the number of epochs.
+    assert [path for path, _ in problems("training: {schedule: steps, milestones: [100, 50]}")] == ["training"]
+    both = problems("{training: {gamma: 3}, methods: {random: {training: {momentum: 2}}}}")
+    assert [path for path, _ in both] == ["training.gamma", "methods.random.training.momentum"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        (
+            "training: {learning_rate: 1e-3}",
+            'training.learning_rate: should be a number (found "1e-3"). YAML reads 1e-3 as text; write 1.0e-3.',
+        ),
+        ("training: {learning_rate: 2.5E5}", "YAML reads 2.5E5 as text; write 2.5e+5."),
+        ("training: {epochs: 2e1}", "YAML reads 2e1 as text; write 20."),
+        ('training: {epochs: "20"}', 'training.epochs: should be a whole number (found "20"). Leave out the quotes.'),
+        ("run: 012", "run: should be text (found 10). Put text in quotes: YAML reads yes, no, on and off as true"),
+        ("run: on", "run: should be text (found true). Put text in quotes: "),
+        ("methods: {on: {module: undefended}}", "methods.True: may hold lower-case letters, digits and hyphens only"),
+        ("methods: {random: {label: no}}", "methods.random.label: should be text (found false). Put text in quotes"),
+        ("training: {warmup_epochs: on}", "training.warmup_epochs: should be a number (found true)."),
+        ("training: {learning_rate: .nan}", "training.learning_rate: should be a finite number"),
+        ("shadows: 32.0", "shadows: should be a whole number (found 32.0)."),
+        ("shadows:", "shadows: should be a whole number (found null)."),
+        ("data: 5", "data: should be a block of `key: value` (found 5)."),
+        ("methods: [random]", "methods: should be a block of `key: value`."),
+        ("methods: {random: 3}", "methods.random: should be a block of `key: value` (found 3)."),
+        ("methods: {random: {training: 3}}", "methods.random.training: should be a block of `key: value` (found 3)."),
+        ("tables: {table1: {methods: random}}", 'tables.table1.methods: should be a list (found "random").'),
+        ("training: {milestones: [1, 2.5]}", "training.milestones.1: should be a whole number (found 2.5)."),
+    ],
+)
+def test_what_yaml_makes_of_a_value_is_explained(overlay: str, told: str) -> None:
+    assert told in only_problem(overlay)
+
+
+def test_a_date_is_the_text_that_it_was_written_as() -> None:
+    assert run("run: 2024-01-31").name == "2024-01-31"
+
+
+# --- overlays ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["methods", "controls", "tables", "figures"])
+def test_null_removes_an_entry(section: str) -> None:
+    tables = "tables: {table1: {methods: [undefended]}, table5: null, table6: null, table7: null}"
+    figures = "figures: {figure1: null, figure3: null, figure5: null}"
+    name = {"methods": "random", "controls": "shuffled", "tables": "table1", "figures": "figure4"}[section]
+    shorter = run(tables, figures, f"{section}: {{{name}: null}}")
+    listed = {
+        "methods": [*shorter.methods],
+        "controls": [*shorter.config.controls],
+        "tables": shorter.reports("tables"),
+        "figures": shorter.reports("figures"),
+    }
+    assert name not in listed[section]
+    assert sum(map(len, listed.values())) == 5 + 1 + 1 + 1 - 1
+
+
+def test_a_removed_method_is_missed_where_it_is_listed() -> None:
+    assert {path for path, _ in problems("methods: {herding: null}")} == {
+        "tables.table1.methods",
+        "tables.table6.methods",
+        "tables.table7.methods",
+        "figures.figure1.methods",
+    }
+
+
+def test_null_removes_settings_of_a_module_or_model_that_an_overlay_replaces() -> None:
+    first = "{data: {private: {test_size: 300}}, model: {hidden: 64}}"
+    second = "{data: {private: {module: cifar10}}, model: {name: resnet}}"
+    assert {path for path, _ in problems(first, second)} == {"data.private.test_size", "model.hidden"}
+    replaced = run(first, second, "{data: {private: {test_size: null}}, model: {hidden: null}}")
+    assert replaced.sources["private"][0] == "cifar10"
+    assert replaced.config.model.name == "resnet"
+
+
+def test_a_methods_recipe_replaces_single_values_of_the_runs_block_by_block() -> None:
+    changed = (
+        run("methods: {random: {training: {learning_rate: 0.7, augmentation: {shift: 2}}}}").method("random").recipe
+    )
+    assert (changed.learning_rate, changed.augmentation.shift) == (0.7, 2)
+    assert changed.augmentation.flip is False, "the default of `flip` is true, the run says false"
+    assert (changed.epochs, changed.batch_size) == (100, 128)
+    assert run().config.training.learning_rate == 0.1
+
+
+def test_a_methods_model_replaces_the_runs_whole() -> None:
+    changed = run("methods: {random: {model: {name: mlp, hidden: [5]}}}")
+    assert changed.method("random").model.model_dump() == {"name": "mlp", "hidden": (5,)}
+    assert changed.method("herding").model.name == "small-cnn"
+
+
+def test_checking_leaves_the_configuration_as_it_was() -> None:
+    raw = merged("methods: {random: {training: {augmentation: {shift: 2}}}}", "figures: {figure1: null}")
+    before = copy.deepcopy(raw)
+    check(raw)
+    assert raw == before
+
+
+def test_no_module_has_a_setting_that_every_method_has() -> None:
+    for name in available("methods"):
+        assert not {"module", *config.Shared.model_fields} & config.load("methods", name).Settings.model_fields.keys()
+
+
+# --- the average case --------------------------------------------------------------------------------------------
+
+
+def test_shared_average_case_models_add_no_method() -> None:
+    assert run().audited == [*run().methods]
+    assert not any(map(run().is_average_case, run().audited))
+
+
+def test_separate_average_case_models_are_twins_of_all_methods() -> None:
+    separate = run(SEPARATE)
+    assert separate.audited == [*separate.methods, *(f"{name}-average" for name in separate.methods)]
+    assert separate.is_average_case("random-average")
+    assert not separate.is_average_case("random")
+    assert separate.method("random-average") is separate.method("random")
+    assert separate.synthesizes("random-average")
+    assert not separate.synthesizes("undefended-average")
+
+
+def test_tables_that_compare_cases_are_pointed_at_the_twins() -> None:
+    separate = run(SEPARATE, "tables: {table5: {average: {random: herding-average}}}")
+    settings = json.loads(separate.spec("table", name="table5"))["settings"]
+    assert settings["average"] == {
+        "undefended": "undefended-average",
+        "random": "herding-average",
+        "forgetting": "forgetting-average",
+    }
+    _, methods = separate.report_needs("tables", "table5")
+    listed = ("undefended", "random", "forgetting")
+    assert methods == (*listed, "undefended-average", "herding-average", "forgetting-average")
+    assert run().report_needs("tables", "table5") == (frozenset({"metrics"}), listed)
+
+
+def test_twins_are_trained_with_their_own_random_streams_and_the_average_design() -> None:
+    separate = run(SEPARATE)
+    mine, twin = (json.loads(separate.spec("train", method=name)) for name in ("random", "random-average"))
+    assert {key for key in mine if mine[key] != twin[key]} == {"method"}
+    worst, average = (json.loads(separate.spec("design", case=case)) for case in ("worst", "average"))
+    assert {key for key in worst if worst[key] != average[key]} == {"average"}
+    assert (worst["clean"], json.loads(run().spec("design", case="worst"))["clean"]) == (0, 200)
+
+
+def test_what_compares_with_the_average_case_needs_one() -> None:
+    found = problems("audit: {average: null}")
+    assert [path for path, _ in found] == ["tables.table5", "figures.figure3", "figures.figure4"]
+    assert found[0][1].endswith("but audit.average is null; set it, or tables.table5 to null.")
+    assert run("{audit: {average: null}, tables: {table5: null}, figures: {figure3: null, figure4: null}}").audited == [
+        *run().methods
+    ]
+    told = "tables.table5.methods: lists the control shuffled, which has no average-case models."
+    assert only_problem(SEPARATE, "tables: {table5: {methods: [random, shuffled]}}") == told
+
+
+def test_no_method_may_have_the_name_of_a_twin() -> None:
+    entry = "methods: {random-average: {module: undefended}}"
+    assert only_problem(SEPARATE, entry).startswith("methods.random-average: ends in -average, which is kept for ")
+    assert run(entry).method("random-average").module == "undefended"
+
+
+# --- specs -------------------------------------------------------------------------------------------------------
+
+
+def specs(checked: Run) -> dict[str, str]:
+    """Every spec of a run, by stage and what it is of."""
+    found = {f"prepare {role}": checked.spec("prepare", role=role) for role in checked.sources}
+    found |= {f"design {case}": checked.spec("design", case=case) for case in ("worst", "average")}
+    for method in checked.audited:
+        for stage in ("synthesize", "train", "logits"):
+            found[f"{stage} {method}"] = checked.spec(stage, method=method)
+    for method in [*checked.audited, *checked.config.controls]:
+        found[f"score {method}"] = checked.spec("score", method=method)
+    for stage in ("table", "figure"):
+        found |= {f"{stage} {name}": checked.spec(stage, name=name) for name in checked.reports(f"{stage}s")}
+    return found | {"configuration": checked.spec("configuration")}
+
+
+def of(*stages: str, method: str = "") -> Callable[[str], bool]:
+    """Tell whether a spec is of one of the stages, and of ``method`` if given."""
+    return lambda name: name.split()[0] in stages and (not method or name.split()[1] == method)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "changed"),
+    [
+        ("audit: {bootstrap: 17}", of("score")),
+        ("audit: {confidence: 0.9}", of("score")),
+        ("audit: {delta: 1.0e-6}", of("score")),
+        ("audit: {views: {shift: 1}}", of("logits")),
+        ("audit: {canaries: 100}", of("design")),
+        ("audit: {average: {samples: 100}}", of("design")),
+        ("shadows: 16", of("design")),
+        ("seed: 1", of("prepare", "design", "synthesize", "train", "score")),
+        ("data: {private: {test_size: 100}}", lambda name: name == "prepare private"),
+        ("data: {private_size: 1000}", lambda name: name == "prepare private"),
+        ("data: {test_size: 100}", lambda name: name == "prepare private"),
+        ("data: {public: {size: 100}}", lambda name: name == "prepare public"),
+        ("data: {public_size: 100}", lambda name: name == "prepare public"),
+        ("data: {normalisation: {mean: [0.4]}}", of("synthesize", "train", "logits")),
+        ("model: {width: 8}", of("synthesize", "train", "logits")),
+        ("training: {learning_rate: 0.2}", of("synthesize", "train")),
+        ("training: {precision: bfloat16}", of("synthesize", "train", "logits")),
+        ("methods: {random: {fraction: 0.3}}", of("synthesize", method="random")),
+        ("methods: {random: {training: {epochs: 9}}}", of("synthesize", "train", method="random")),
+        (
+            "methods: {random: {model: {name: mlp}}}",
+            of("synthesize", "train", "logits", method="random"),
+        ),
+        (
+            "methods: {herding: {label: H}}",
+            lambda name: name in "table table1 table table6 table table7 figure figure1",
+        ),
+        ("controls: {shuffled: {label: S}}", lambda name: name in "table table1 table table6 figure figure1"),
+        ("controls: {shuffled: {of: random}}", lambda name: name == "score shuffled"),
+        ("tables: {table1: {title: T}}", lambda name: name == "table table1"),
+        ("figures: {figure5: {title: T}}", lambda name: name == "figure figure5"),
+        ("tables: {table1: {methods: [undefended]}}", lambda name: name == "table table1"),
+        ("run: other", lambda name: False),
+    ],
+)
+def test_a_change_changes_the_specs_of_what_uses_it_and_the_written_configuration_only(
+    overlay: str, changed: Callable[[str], bool]
+) -> None:
+    before, after = specs(run()), specs(run(overlay))
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == {name for name in before if changed(name)} | {"configuration"}
+
+
+@pytest.mark.parametrize("overlay", ["{device: cuda}", "{batch: 3}", "{mode: stacked}", "{device: cpu, batch: 1}"])
+def test_how_jobs_run_changes_no_spec_at_all(overlay: str) -> None:
+    assert specs(run(f"execution: {overlay}")) == specs(run())
+
+
+def test_a_value_written_as_its_default_or_in_another_order_changes_no_spec() -> None:
+    shuffled = dict(reversed(merged("training: {gamma: 0.2, nesterov: false}").items()))
+    assert specs(check(shuffled)) == specs(run())
+
+
+def test_a_spec_is_sorted_compact_json() -> None:
+    spec = run().spec("score", method="shuffled")
+    assert spec == json.dumps(json.loads(spec), sort_keys=True, separators=(",", ":"))
+    assert json.loads(spec) | {"of": "undefended", "membership": "shuffled"} == json.loads(spec)
+    assert json.loads(run().spec("score", method="random")) | {"of": "random", "membership": "true"} == json.loads(
+        run().spec("score", method="random")
+    )
+
+
+def test_a_file_to_download_is_specified_with_its_hash() -> None:
+    cifar = run("data: {private: {module: cifar10}}")
+    (remote,) = cifar.downloads("private")
+    spec = json.loads(cifar.download_spec(remote))
+    assert spec["name"] == "cifar-10-binary.tar.gz"
+    assert len(spec["sha256"]) == 64
+    assert run().downloads("private") == []
+
+
+def test_the_written_configuration_is_complete_and_gives_the_same_run_again() -> None:
+    written = json.loads(run().spec("configuration"))
+    assert "execution" not in written
+    assert written["audit"]["delta"] == 1e-5
+    assert written["methods"]["random"]["balanced"] is True
+    assert specs(check(written)) == specs(run())
+
+
+def test_the_rules_ask_a_run_for_what_it_offers() -> None:
+    rules = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    asked = set(re.findall(r"\bRUN\.(\w+)", rules))
+    assert len(asked) > 10
+    assert {name for name in asked if not hasattr(run(), name)} == set()
+
+
+# --- the schema for editors --------------------------------------------------------------------------------------
+
+SCHEMA_FILE = REPOSITORY / "workflow/schemas/config.schema.json"
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+
+
+def test_the_schema_file_is_in_step_with_the_code() -> None:
+    remedy = "run: python -m coalmine.config > workflow/schemas/config.schema.json"
+    assert json.loads(SCHEMA_FILE.read_text()) == json.loads(json.dumps(schema())), remedy
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("path", [REPOSITORY / "config.yaml", *PRESETS], ids=lambda path: path.stem)
+def test_the_schema_accepts_the_default_configuration_and_every_preset(path: Path) -> None:
+    assert [error.message for error in VALIDATOR.iter_errors(yaml.safe_load(path.read_text()))] == []
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "sedd: 1",
+        "shadows: 7",
+        "data: {privat_size: 3}",
+        "data: {private: {module: digits, tset_size: 30}}",
+        "data: {public: {module: cinic10, prt: all}}",
+        "audit: {views: {flp: true}}",
+        "training: {epoch: 3}",
+        "training: {augmentation: {flop: true}}",
+        "training: {learning_rate: 1e-3}",
+        "model: {widht: 3}",
+        "model: {name: small-cn}",
+        "methods: {random: {module: coreset, fractoin: 0.3}}",
+        "methods: {random: {module: corset}}",
+        "methods: {random: {fractoin: 0.3}}",
+        "methods: {random: {module: coreset, training: {epohcs: 3}}}",
+        "methods: {My_Own: {module: undefended}}",
+        "controls: {shuffled: {fo: undefended}}",
+        "tables: {tabel1: {methods: [random]}}",
+        "tables: {figure1: {methods: [random]}}",
+        "tables: {table1: {tilte: x}}",
+        "execution: {device: gpu}",
+    ],
+)
+def test_the_schema_rejects_a_mistake(overlay: str) -> None:
+    assert not VALIDATOR.is_valid(yaml.safe_load(overlay))
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "{methods: {random: null}, tables: {table1: null}, controls: {shuffled: null}, data: {public: null}}",
+        "{methods: {random: {fraction: 0.2, training: {epochs: 3}}}, model: {width: 3}, training: {epochs: 3}}",
+    ],
+)
+def test_the_schema_accepts_parts_as_overlays_hold_them(overlay: str) -> None:
+    assert VALIDATOR.is_valid(yaml.safe_load(overlay))
+
+
+# --- before any job ----------------------------------------------------------------------------------------------
+
+
+def test_checking_a_configuration_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, yaml, coalmine.config as config\n"
+        f"run = config.check(yaml.safe_load(open({str(REPOSITORY / 'config.yaml')!r})))\n"
+        "[run.spec('train', method=name) + run.method_code('train', name) for name in run.methods]\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "sklearn", "matplotlib", "pandas", "seaborn", "PIL"} & set(done.stdout.split())
+
+
+def test_a_problem_is_a_path_and_a_sentence() -> None:
+    assert problems("seed: -1") == [Problem("seed", "should be greater than or equal to 0 (found -1).")]
