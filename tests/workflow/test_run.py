@@ -67,7 +67,7 @@ def test_no_model_and_no_coreset_saw_a_sample_that_its_membership_excludes(finis
 
 def test_the_same_command_gives_the_same_bytes(checkout: Checkout) -> None:
     before = files(checkout.root / "results/small", *ARTEFACTS)
-    shutil.rmtree(checkout.root / "results/small")
+    shutil.rmtree(checkout.root / "results")
     # Another batch size on the way: it must not matter either.
     checkout.configure(execution={**SMALL["execution"], "batch": 2})
     checkout.snakemake("all", "--cores", "2")
