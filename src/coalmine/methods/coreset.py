@@ -149,7 +149,7 @@ class ForgettingEvents:
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         import torch
 
-        width = max(sizes)
+        width = max(sizes, default=0)
         self._sizes = sizes
         self._right = torch.zeros(len(sizes), width, dtype=torch.bool, device=device)
         self._learned = torch.zeros_like(self._right)
@@ -217,8 +217,9 @@ def error_norms(logits: np.ndarray, labels: np.ndarray, features: np.ndarray | N
 def _scoring_recipe(recipe: Recipe, epochs: int) -> Recipe:
     """The run's recipe, shorter, with a cosine schedule and without augmentation, as DeepCore scores."""
     augmentation = recipe.augmentation.model_copy(update={"flip": False, "shift": 0})
-    changes = {"epochs": epochs, "schedule": "cosine", "milestones": (), "augmentation": augmentation}
-    return recipe.model_copy(update=changes)
+    warmup = min(recipe.warmup_epochs, epochs / 2)  # a warm-up of all epochs would leave none to anneal
+    changes = {"epochs": epochs, "warmup_epochs": warmup, "schedule": "cosine", "milestones": ()}
+    return recipe.model_copy(update={**changes, "augmentation": augmentation})
 
 
 def _train_proxies(

@@ -1,0 +1,160 @@
+"""A job of several shadow models loses no finished file, and takes over none that it would not write itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coalmine.artefacts import read_json, read_npz, write_npz
+from coalmine.errors import CoalmineError
+from coalmine.stages._batch import Batch
+
+HEADER = {"stage": "made", "spec": {"a": 1}, "code": "c0de"}
+
+
+class Job:
+    """A batch of three files, with what it printed."""
+
+    def __init__(self, folder: Path, shadows: tuple[int, ...] = (4, 5, 6), **changes: Any) -> None:
+        self.printed: list[str] = []
+        self.outputs = [folder / f"{shadow:03d}.npz" for shadow in shadows]
+        base = {**HEADER, **changes}
+        self.batch = Batch(
+            self.outputs,
+            lambda shadow: {**base, "shadow": shadow},
+            lambda path: read_npz(path)[0],
+            self.printed.append,
+        )
+
+    def make(self, *shadows: int) -> None:
+        for shadow in shadows:
+            arrays = {"values": np.array([shadow])}
+            write_npz(self.batch.stash(shadow), self.batch.headers[shadow], arrays)
+            self.batch.finish(shadow, {"seconds": shadow})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "method").mkdir()
+    return tmp_path / "method"
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_nothing_is_where_snakemake_looks_until_the_whole_job_is_done(folder: Path) -> None:
+    job = Job(folder)
+    assert (job.batch.waiting, job.printed) == ([4, 5, 6], [])
+    job.make(4, 5)
+    assert not list(folder.glob("*.*z"))
+    job.make(6)
+    job.batch.publish()
+    assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
+    for shadow, path in zip((4, 5, 6), job.outputs, strict=True):
+        header, arrays = read_npz(path)
+        assert header == {**HEADER, "shadow": shadow}
+        assert arrays["values"].tolist() == [shadow]
+        assert read_json(path.with_suffix(".json")) == {"seconds": shadow}
+
+
+def test_finished_files_of_an_interrupted_job_are_taken_over_byte_for_byte(folder: Path) -> None:
+    Job(folder).make(5, 6)
+    kept = (folder / ".finished/005.npz").read_bytes()
+    again = Job(folder)
+    assert again.batch.waiting == [4]
+    assert again.printed == ["2 of 3 were finished by an interrupted job and are kept"]
+    again.make(4)
+    again.batch.publish()
+    assert (folder / "005.npz").read_bytes() == kept
+    assert read_json(folder / "006.json") == {"seconds": 6}
+    assert not (folder / ".finished").exists()
+
+
+def test_a_job_of_another_batch_size_takes_over_its_share_and_leaves_the_rest(folder: Path) -> None:
+    Job(folder).make(4, 5, 6)
+    smaller = Job(folder, shadows=(4, 5))
+    assert smaller.batch.waiting == []
+    smaller.batch.publish()
+    assert listing(folder) == [".finished", ".finished/006.json", ".finished/006.npz"] + [
+        f"00{shadow}.{suffix}" for shadow in (4, 5) for suffix in ("json", "npz")
+    ]
+    assert Job(folder, shadows=(6, 7)).batch.waiting == [7]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"spec": {"a": 2}}, {"code": "0ther"}, {"stage": "other"}, {"inputs": {"design": "d"}}]
+)
+def test_a_file_with_another_header_is_made_anew(folder: Path, changes: dict[str, Any]) -> None:
+    Job(folder).make(4, 5, 6)
+    other = Job(folder, **changes)
+    assert (other.batch.waiting, other.printed) == ([4, 5, 6], [])
+    other.make(4, 5, 6)
+    other.batch.publish()
+    assert read_npz(folder / "005.npz")[0] == {**HEADER, **changes, "shadow": 5}
+
+
+def test_the_file_of_another_shadow_model_is_made_anew(folder: Path) -> None:
+    Job(folder).make(4, 5)
+    os.replace(folder / ".finished/005.npz", folder / ".finished/004.npz")
+    assert Job(folder).batch.waiting == [4, 5, 6]
+
+
+def test_a_broken_or_half_finished_file_is_made_anew(folder: Path) -> None:
+    Job(folder).make(4, 5, 6)
+    stash = folder / ".finished"
+    (stash / "004.npz").write_bytes((stash / "004.npz").read_bytes()[:100])
+    # Without its measurements a file was not finished.
+    (stash / "005.json").unlink()
+    assert Job(folder).batch.waiting == [4, 5]
+
+
+def test_files_are_put_in_place_by_copies_where_there_are_no_hard_links(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError("this file system has no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    job = Job(folder)
+    job.make(4, 5, 6)
+    job.batch.publish()
+    assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
+    assert read_npz(folder / "006.npz")[1]["values"].tolist() == [6]
+
+
+def test_files_in_place_are_replaced_not_written_into(folder: Path) -> None:
+    # A hard link to a former output, as a backup may hold it, keeps its content.
+    (folder / "004.npz").write_bytes(b"former")
+    os.link(folder / "004.npz", folder / "backup")
+    job = Job(folder)
+    job.make(4, 5, 6)
+    job.batch.publish()
+    assert (folder / "backup").read_bytes() == b"former"
+    assert read_npz(folder / "004.npz")[0]["shadow"] == 4
+
+
+def test_nothing_is_dropped_before_everything_is_in_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(folder)
+    job.make(4, 5, 6)
+    replace = os.replace
+
+    def fail_on_the_last(source: Any, target: Any) -> None:
+        if Path(target).name == "006.npz":
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_on_the_last)
+    with pytest.raises(OSError, match="the disk is gone"):
+        job.batch.publish()
+    monkeypatch.undo()
+    assert Job(folder).batch.waiting == []
+
+
+def test_a_file_name_that_is_no_number_is_refused(folder: Path) -> None:
+    with pytest.raises(CoalmineError, match=r"first\.npz: the file name must be the number of a shadow model, such as"):
+        Batch([folder / "first.npz"], lambda shadow: {}, lambda path: {}, print)
