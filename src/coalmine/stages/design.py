@@ -4,6 +4,7 @@ from pathlib import Path
 
 from coalmine.artefacts import digest, read_npy, write_json
 from coalmine.audit.design import average_case, draw_design
+from coalmine.errors import CoalmineError
 from coalmine.progress import reporter
 from coalmine.run_files import design_digest, read_classes, write_design
 from coalmine.stages import _command
@@ -19,7 +20,11 @@ def main() -> None:
     labels = read_npy(arguments.labels, "int64", (None,))
     classes = len(read_classes(arguments.classes))
 
-    design = draw_design(labels, classes, spec["shadows"], spec["canaries"], spec["clean"], spec["seed"])
+    try:
+        design = draw_design(labels, classes, spec["shadows"], spec["canaries"], spec["clean"], spec["seed"])
+    except ValueError as error:
+        remedy = "Change `shadows` or `audit` in the configuration."
+        raise CoalmineError(f"No audit can be designed: {error}. {remedy}") from error
     if spec["average"]:
         design = average_case(design)
     canaries, membership, record = arguments.out
