@@ -37,9 +37,8 @@ def written(data: PrivateData, folder: Path) -> tuple[Path, ...]:
 @pytest.mark.parametrize("number", range(MODELS))
 def test_a_shadow_model_sees_all_samples_but_the_audited_ones_that_it_excludes(data: PrivateData, number: int) -> None:
     shadow = data.shadow(number)
-    excluded = {
-        int(i) for i, member in zip(data.design.index, data.design.membership[:, number], strict=True) if not member
-    }
+    members = zip(data.design.index.tolist(), data.design.membership[:, number], strict=True)
+    excluded = {index for index, member in members if not member}
     assert shadow.index.tolist() == [i for i in range(50) if i not in excluded]
     assert shadow.images[:, 0, 0, 0].tolist() == shadow.index.tolist()
     assert 0 < len(excluded) < 26
@@ -156,9 +155,7 @@ def test_a_missing_table_of_canaries_is_told(data: PrivateData, tmp_path: Path) 
 def test_membership_of_another_number_of_canaries_is_refused(data: PrivateData, tmp_path: Path) -> None:
     paths = written(data, tmp_path)
     write_npy(paths[4], data.design.membership[:-1])
-    with pytest.raises(
-        CoalmineError, match=r"in\.npy: found bool of shape \(25, 8\), expected bool of shape \(26, any\)"
-    ):
+    with pytest.raises(CoalmineError, match=r"in\.npy: found bool of shape \(25, 8\), expected bool of shape \(26, "):
         read_design(paths[3], paths[4], data.labels)
 
 

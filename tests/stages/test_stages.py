@@ -312,7 +312,7 @@ def test_a_stage_runs_as_a_command_of_its_own(finished: Folder, tmp_path: Path) 
     public = [tmp_path / name for name in ("public/images.npy", "public/labels.npy", "public/classes.json")]
     line = command("prepare", finished.run.spec("prepare", role="public"), out=public)
     done = subprocess.run([sys.executable, "-m", *line], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "prepare public: 30 public images of 8x8x1 in 10 classes\n"
     assert np.load(public[0]).shape == (30, 8, 8, 1)
 
@@ -417,8 +417,8 @@ def test_more_samples_than_there_are_cannot_be_kept(copied: Folder, told: Callab
     line = copied.prepare()
     spec = json.loads(line[2])
     spec["sizes"]["private"] = 5000
-    message = "data.private_size is 5000, but there are only 1400 private samples. Lower it or leave it out."
-    assert told([*line[:2], json.dumps(spec), *line[3:]]) == message
+    message = "data.private_size is 5000, but there are only 1400 private samples."
+    assert told([*line[:2], json.dumps(spec), *line[3:]]).startswith(message)
 
 
 def test_a_source_without_test_images_cannot_be_private(copied: Folder, told: Callable[[list[str]], str]) -> None:

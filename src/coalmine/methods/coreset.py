@@ -106,11 +106,12 @@ def herding(features: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     """Greedily choose samples whose running mean follows the mean feature (Welling 2009).
 
     At step t the sample nearest to ``(t + 1) mean - sum of the chosen`` is added, so that the distance of the running
-    mean from the mean falls as 1/t. (DeepCore's code adds the farthest.) Deterministic; ``rng`` is not used.
+    mean from the mean falls as 1/t. (DeepCore's code adds the farthest.)
 
     Args:
         features: float (n, d).
         count: how many to choose, at most n.
+        rng: not used, herding is deterministic.
     """
     mean, total = features.mean(axis=0), np.zeros(features.shape[1])
     free, chosen = np.ones(len(features), dtype=bool), []
@@ -210,7 +211,7 @@ def error_norms(logits: np.ndarray, labels: np.ndarray, features: np.ndarray | N
     """
     error = softmax(logits.astype(np.float64), axis=1)
     error[np.arange(len(error)), labels] -= 1
-    norm = np.linalg.norm(error, axis=1)
+    norm: np.ndarray = np.linalg.norm(error, axis=1)
     return norm if features is None else norm * np.sqrt(1 + np.square(features.astype(np.float64)).sum(axis=1))
 
 
