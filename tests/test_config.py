@@ -393,7 +393,9 @@ def test_the_largest_possible_numbers_are_accepted(overlay: str) -> None:
 def test_a_mistake_of_the_runs_recipe_is_told_once_not_for_every_method_that_overrides_it() -> None:
     assert only_problem("training: {learning_rate: 0}") == "training.learning_rate: should be greater than 0 (found 0)."
     # Values that do not go together, too; every other coreset here overrides the number of epochs.
-    assert [path for path, _ in problems("training: {schedule: steps, milestones: [100, 50]}")] == ["training"]
+    (only,) = problems("training: {schedule: steps, milestones: [50, 150]}")
+    assert only[0] == "training"
+    assert "epochs is 60" in only[1], "and not the 100 of the coresets"
     both = problems("{training: {gamma: 3}, methods: {random: {training: {momentum: 2}}}}")
     assert [path for path, _ in both] == ["training.gamma", "methods.random.training.momentum"]
 
@@ -464,9 +466,10 @@ def test_null_removes_settings_of_a_module_or_model_that_an_overlay_replaces() -
     first = "{data: {private: {test_size: 300}}, model: {hidden: 64}}"
     second = "{data: {private: {module: cifar10}}, model: {name: resnet}}"
     assert {path for path, _ in problems(first, second)} == {"data.private.test_size", "model.hidden"}
-    replaced = run(first, second, "{data: {private: {test_size: null}}, model: {hidden: null}}")
+    third = "{data: {private: {test_size: null}}, model: {width: 8, hidden: null}}"
+    replaced = run(first, second, third)
     assert replaced.sources["private"][0] == "cifar10"
-    assert replaced.config.model.name == "resnet"
+    assert (replaced.config.model.name, replaced.config.model.width) == ("resnet", 8)
 
 
 def test_a_methods_recipe_replaces_single_values_of_the_runs_block_by_block() -> None:
@@ -535,6 +538,7 @@ def test_twins_are_trained_with_their_own_random_streams_and_the_average_design(
     assert {key for key in mine if mine[key] != twin[key]} == {"method"}
     worst, average = (json.loads(separate.spec("design", case=case)) for case in ("worst", "average"))
     assert {key for key in worst if worst[key] != average[key]} == {"average"}
+    assert (worst["average"], average["average"]) == (False, True)
     assert (worst["clean"], json.loads(run().spec("design", case="worst"))["clean"]) == (0, 200)
 
 

@@ -337,6 +337,30 @@ def test_a_coreset_holds_its_shadow_models_own_samples_with_canary_labels(
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
+def test_each_selection_chooses_by_its_own_criterion(selection, private_digits, make_setup):
+    shadow, setup = private_digits(90, 40).shadow(3), make_setup()
+    chosen = settings(selection, balanced=False, never_learned="zero")
+    (made_one,) = made([shadow], chosen, setup)
+    count, ties = len(made_one.source), setup.rng(shadow, "choice")
+    proxy = "proxy 0" if selection in ("el2n", "grand") else "proxy"
+    ((features, logits),) = coreset.proxy_outputs([shadow], chosen, setup, proxy)
+    match selection:
+        case "random":
+            expected = largest(np.zeros(len(shadow.index)), count, ties)
+        case "forgetting":
+            expected = largest(coreset.forgetting_events([shadow], chosen, setup)[0], count, ties)
+        case "el2n":
+            expected = np.argsort(-error_norms(logits, shadow.labels))[:count]
+        case "grand":
+            expected = np.argsort(-error_norms(logits, shadow.labels, features))[:count]
+        case "herding":
+            expected = naive_herding(features.astype(np.float64), count)
+        case "k-center":
+            expected = k_center(features.astype(np.float64), count, ties)
+    assert made_one.source.tolist() == sorted(shadow.index[np.array(expected)].tolist())
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
 def test_the_same_bytes_twice_whoever_else_is_in_the_batch(selection, private_digits, make_setup):
     data = private_digits(60, 20)
     shadows = [data.shadow(number) for number in (0, 1, 5)]
