@@ -111,6 +111,7 @@ def main() -> None:
                 seed=seed,
             )
         arrays[f"{group}/membership"] = included
+        arrays[f"{group}/taken"] = taken[rows]
         fits = memorised(logits, labels, included)
         real = design.membership[rows]
         metrics["groups"][group] = {

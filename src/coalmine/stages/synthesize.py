@@ -33,6 +33,7 @@ def main() -> None:
     base = _command.header("synthesize", spec, _models.method_module(spec), inputs=data.digests())
     batch = Batch(outputs, lambda shadow: {**base, "shadow": shadow}, lambda path: read_npz(path)[0], progress)
     shadows = [data.shadow(number) for number in batch.waiting]
+    canaries = data.design.index[data.design.mislabelled]
     watch = _command.Stopwatch()
     sets = zip(shadows, method.synthesize(shadows, settings, setup), strict=True)
     for finished, (shadow, synthetic) in enumerate(sets, start=1):
@@ -43,7 +44,11 @@ def main() -> None:
         seconds = watch.lap() if mode == "sequential" else watch.lap() / len(shadows)
         size = batch.stash(shadow.number).stat().st_size
         batch.finish(shadow.number, _models.measurements(seconds, device, size))
-        progress(f"{finished} of {len(shadows)} synthetic sets, {len(synthetic.labels):,} images each")
+        taken = np.isin(canaries, synthetic.source).sum()
+        progress(
+            f"{finished} of {len(shadows)} synthetic sets: {len(synthetic.labels):,} images, made from {taken} of the "
+            f"{np.isin(canaries, shadow.index).sum()} canaries of shadow model {shadow.number}"
+        )
     batch.publish()
 
 
