@@ -119,7 +119,7 @@ def _without(value: Any, steps: list[Any]) -> Any:
     first, *rest = steps
     if isinstance(value, list):
         return [_without(entry, rest) if number == first else entry for number, entry in enumerate(value)]
-    kept = {key: entry for key, entry in value.items() if rest or key != first}
+    kept = {key: entry for key, entry in value.items() if key != first}
     return {**kept, first: _without(value[first], rest)} if rest else kept
 
 

@@ -26,6 +26,7 @@ from coalmine.provenance import code_hash
 from coalmine.run_files import read_design
 from coalmine.shadows import PrivateData
 from coalmine.stages import _command
+from coalmine.training.augment import View, fixed_views
 
 SHADOWS = range(6)
 CONFIGURATION: dict[str, Any] = {
@@ -257,6 +258,17 @@ def test_logits_are_those_of_all_views_of_all_audited_samples_and_of_the_test_im
     _, arrays = read_npz(finished.files("logits", "random", "npz")[2])
     assert arrays["canary_logits"].shape == (28, 9, 10)
     assert arrays["test_logits"].shape == (40, 10)
+    # The two layers of the network, written out.
+    _, weights = read_safetensors(finished.files("models", "random", "safetensors")[2])
+    data, view = finished.data(), fixed_views(False, 1).index(View())
+    for images, logits in (
+        (data.images[data.design.index], arrays["canary_logits"][:, view]),
+        (np.load(finished.test[0]), arrays["test_logits"]),
+    ):
+        x = (images.reshape(len(images), -1) / 255 - 0.3) / 0.35
+        hidden = np.maximum(x @ weights["layers.0.weight"].T + weights["layers.0.bias"], 0)
+        expected = hidden @ weights["head.weight"].T + weights["head.bias"]
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_metrics_tell_the_share_of_member_canaries_in_the_coresets(finished: Folder) -> None:
@@ -375,7 +387,12 @@ def test_a_synthetic_set_of_another_design_is_refused(copied: Folder, told: Call
     assert "000.npz was made with inputs.design = " in told(copied.train("random"))
 
 
-def test_a_model_of_another_method_or_data_is_refused(copied: Folder, told: Callable[[list[str]], str]) -> None:
+def test_a_model_of_another_shadow_model_method_or_data_is_refused(
+    copied: Folder, told: Callable[[list[str]], str]
+) -> None:
+    first, second = copied.files("models", "undefended", "safetensors")[:2]
+    shutil.copy(first, second)
+    assert "001.safetensors was made with shadow = 0, but 1 is needed here" in told(copied.logits("undefended"))
     mine, theirs = (copied.files("models", method, "safetensors")[0] for method in ("random", "undefended"))
     shutil.copy(theirs, mine)
     assert "000.safetensors was made with spec.method = 'undefended', but 'random'" in told(copied.logits("random"))
