@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CoalmineError, match="disk is full.*Free some space"):
+    with pytest.raises(CoalmineError, match=r"disk is full.*Free some space"):
         artefacts.write_json(path, {"new": True})
     assert artefacts.read_json(path) == {"old": True}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -42,7 +42,9 @@ def _forget_hashes():
 
 def test_comments_docstrings_and_layout_do_not_change_the_hash(source: Path) -> None:
     before = fresh_hash("package.main")
-    (source / "package/helper.py").write_text('# why\ndef double(x):\n    """Two times."""\n\n    return (x +\n      x)\n')
+    (source / "package/helper.py").write_text(
+        '# why\ndef double(x):\n    """Two times."""\n\n    return (x +\n      x)\n'
+    )
     (source / "package/__init__.py").write_text('"""A package."""\n')
     assert fresh_hash("package.main") == before
 

@@ -20,7 +20,8 @@ def test_a_stream_depends_on_seed_and_every_name_only() -> None:
         draw(0, "random", 7),
         draw(0, "random7", "order"),
     ]
-    assert base not in others and len(set(others)) == len(others)
+    assert base not in others
+    assert len(set(others)) == len(others)
 
 
 def test_streams_do_not_change_between_versions() -> None:

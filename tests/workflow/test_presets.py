@@ -53,7 +53,8 @@ def test_the_container_installs_from_the_lock_with_hashes() -> None:
 def test_every_pin_of_the_lock_has_a_hash_and_no_host_is_named() -> None:
     entries = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
     assert all("--hash=sha256:" in entry for entry in entries)
-    assert "://" not in LOCK and "--index-url" not in LOCK
+    assert "://" not in LOCK
+    assert "--index-url" not in LOCK
 
 
 def test_the_lock_satisfies_what_the_project_asks_for() -> None:
