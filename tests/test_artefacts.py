@@ -43,7 +43,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path, write) -> None:
     ("field", "message"),
     [
         ({"x": ("float64", (None,))}, "found float32 of shape .3,., expected float64"),
-        ({"x": ("float32", (4,))}, "expected float32 of shape .4."),
+        ({"x": ("float32", (4,))}, "expected float32 of shape .4,."),
         ({"x": ("float32", (None, None))}, "expected float32 of shape .any, any"),
         ({"z": ("float32", (3,))}, "lacks the field"),
     ],

@@ -322,6 +322,11 @@ def test_a_name_that_no_method_has_is_told_where_it_is_used(overlay: str, told: 
     assert only_problem(overlay).startswith(told)
 
 
+def test_a_local_file_that_is_not_there_is_told_before_any_job() -> None:
+    told = only_problem("data: {private: {module: image_folder, path: my_images.zip}}")
+    assert told.startswith("data.private.path: is 'my_images.zip', which does not exist")
+
+
 def test_a_broken_method_is_no_unknown_one() -> None:
     assert [path for path, _ in problems("methods: {random: {module: corset}}")] == ["methods.random.module"]
 
@@ -381,7 +386,7 @@ def test_numbers_that_cannot_be_are_told_with_what_is_possible(overlay: str, tol
         "{data: {private: {module: cifar10}}, audit: {canaries: 49799}}",
         # Not the official files: their number is not known before they are read.
         "{data: {private: {module: cifar10, official: false}, private_size: 50001}}",
-        "{data: {private: {module: image_folder, path: anywhere}}, audit: {canaries: 100000}}",
+        "{data: {private: {module: image_folder, path: .}}, audit: {canaries: 100000}}",
         "{data: {public: {module: cinic10}}}",
         "{data: {public: null}}",
     ],

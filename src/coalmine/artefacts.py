@@ -178,7 +178,7 @@ def _checked(array: np.ndarray, dtype: str, shape: Shape, what: str) -> np.ndarr
         want is None or have == want for have, want in zip(array.shape, shape, strict=True)
     )
     if array.dtype != np.dtype(dtype) or not fits:
-        wanted = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
+        wanted = str(tuple("any" if want is None else want for want in shape)).replace("'", "")
         raise CoalmineError(
             f"{what}: found {array.dtype.name} of shape {array.shape}, expected {dtype} of shape {wanted}. {_REMEDY}"
         )

@@ -16,6 +16,7 @@ import pkgutil
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -60,7 +61,7 @@ class AverageCase(Settings):
         description="shared: further samples, labels left right, audited in the same models as the canaries (saves "
         "time). separate: the canaries themselves with their right labels, in models of their own."
     )
-    samples: int | None = Field(default=None, ge=1, description="How many further samples (shared only).")
+    samples: int | None = Field(default=None, ge=5, description="How many further samples (shared only).")
 
     @model_validator(mode="after")
     def _samples_only_if_shared(self) -> AverageCase:
@@ -81,7 +82,7 @@ class Views(Settings):
 class Audit(Settings):
     """The audit design and its statistics."""
 
-    canaries: int = Field(ge=1, description="Number of mislabelled canaries.")
+    canaries: int = Field(ge=5, description="Number of mislabelled canaries.")
     average: AverageCase | None = Field(default=None, description="The average-case audit, or null.")
     views: Views
     bootstrap: int = Field(default=1000, ge=1, description="Replicates of the bootstrap over canaries.")
@@ -395,6 +396,10 @@ def _check_data(data: Data, audit: Audit | None, modules: Modules) -> Iterator[P
         if audit.canaries + clean >= size:
             total = f"{audit.canaries} canaries" + (f" and {clean} samples of `average`" if clean else "")
             yield Problem("audit.canaries", f"{total} are audited, but there are only {size} private samples.")
+    for role, (_, settings) in modules.sources.items():
+        path = getattr(settings, "path", None)
+        if path is not None and not Path(path).expanduser().exists():
+            yield Problem(f"data.{role}.path", f"is {path!r}, which does not exist (looked from {Path.cwd()}).")
     if "public" in modules.sources:
         module, settings = modules.sources["public"]
         objection = load("data", module).public_objection(settings)

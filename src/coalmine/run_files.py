@@ -50,8 +50,9 @@ def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
         table = np.array(rows[1:], dtype=np.int64).reshape(-1, len(_COLUMNS))
     except (OSError, ValueError) as error:
         raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}).") from error
-    if tuple(rows[0]) != _COLUMNS:
-        raise CoalmineError(f"{canaries}: the columns are {rows[0]}, expected {list(_COLUMNS)}.")
+    columns = rows[0] if rows else []
+    if columns != list(_COLUMNS):
+        raise CoalmineError(f"{canaries}: the columns are {columns}, expected {list(_COLUMNS)}.")
     _, index, true_label, canary_label, mislabelled = table.T.copy()
     if index.max(initial=-1) >= len(labels) or not np.array_equal(labels[index], true_label):
         raise CoalmineError(

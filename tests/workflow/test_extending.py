@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import yaml
-from conftest import REPOSITORY, SMALL, Checkout
+from checkouts import REPOSITORY, SMALL, Checkout
 from sklearn.datasets import load_digits
 
 PAGE = (REPOSITORY / "docs/extending.md").read_text()

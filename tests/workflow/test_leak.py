@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SMALL, Checkout, copy_sources
+from checkouts import SMALL, Checkout, copy_sources
 
 METHODS = ("undefended", "random", "forgetting", "shuffled")
 

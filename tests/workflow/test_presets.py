@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, Checkout, copy_sources
+from checkouts import REPOSITORY, Checkout, copy_sources
 
 PRESETS = sorted(path.name for path in (REPOSITORY / "workflow/presets").glob("*.yaml"))
 TARGETS = ("table1", "table5", "table6", "table7", "figure1", "figure3", "figure4", "figure5")

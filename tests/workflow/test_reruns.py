@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Checkout, copy_sources
+from checkouts import SMALL, Checkout, copy_sources
 
 CORESET = "src/coalmine/methods/coreset.py"
 REPORTS = Counter({"table": 1, "figure": 2, "publish_table": 1, "publish_figure": 2, "all": 1})
@@ -54,17 +54,14 @@ def test_a_methods_code_reruns_that_method_and_its_downstream(checkout: Checkout
 
 def test_the_code_of_a_method_that_trains_itself_reruns_only_that_method(checkout: Checkout) -> None:
     checkout.edit(
-        "src/coalmine/methods/undefended.py", "return setup.train(", 'return setup.train(purpose="training", *'
-    )
-    checkout.edit("src/coalmine/methods/undefended.py", "*[shadow.training_set()", "sets=[shadow.training_set()")
-    checkout.edit(
         "src/coalmine/methods/undefended.py",
-        "for shadow in shadows], shadows)",
-        "for shadow in shadows], shadows=shadows)",
+        "    return setup.train(",
+        "    shadows = [*shadows]\n    return setup.train(",
     )
     jobs = checkout.planned()
-    # The null control scores the logits of undefended models.
-    assert jobs == downstream("undefended", synthetic=False) + Counter({"score shuffled": 1}) + REPORTS
+    # The null control scores the logits of undefended models; figure 5 does not show them.
+    reports = REPORTS - Counter({"figure": 1, "publish_figure": 1})
+    assert jobs == downstream("undefended", synthetic=False) + Counter({"score shuffled": 1}) + reports
 
 
 def test_a_change_of_the_training_loop_retrains_all_but_keeps_data_and_design(checkout: Checkout) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, Checkout
+from checkouts import SMALL, Checkout
 
 from coalmine.artefacts import read_npz, read_safetensors
 from coalmine.run_files import read_design

@@ -4,6 +4,7 @@ In: the merged configuration. Out: `RUN`, what each rule asks for its `spec` and
 The whole configuration is checked here, before any job starts.
 """
 
+import os
 import shutil
 
 from coalmine.config import check
@@ -112,7 +113,7 @@ def source_files(role):
     """Archives of a data source: downloaded, or the local file or folder that the configuration names."""
     local = getattr(RUN.sources[role][1], "path", None)
     if local is not None:
-        return [local]
+        return [os.path.expanduser(local)]
     return [f"results/data/raw/{remote.name}" for remote in RUN.downloads(role)]
 
 

@@ -1,0 +1,116 @@
+"""Copies of the repository with a small configuration of their own, in which Snakemake runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = ("Snakefile", "config.yaml", "workflow", "profiles", "envs", "src", "requirements.lock")
+
+SMALL = {
+    "run": "small",
+    "shadows": 6,
+    "data": {"private_size": 120, "test_size": 40, "public": None},
+    "audit": {"canaries": 12, "average": {"models": "shared", "samples": 12}, "bootstrap": 20},
+    "model": {"name": "mlp", "hidden": [16]},
+    "training": {"epochs": 2, "batch_size": 32},
+    "methods": {
+        "undefended": {"module": "undefended", "label": "Undefended"},
+        "random": {"module": "coreset", "selection": "random", "fraction": 0.5},
+        "forgetting": {"module": "coreset", "selection": "forgetting", "fraction": 0.5, "scoring_epochs": 2},
+    },
+    "controls": {"shuffled": {"of": "undefended"}},
+    "tables": {"table1": {"methods": ["undefended", "random", "forgetting", "shuffled"]}},
+    "figures": {
+        "figure1": {"methods": ["undefended", "random", "forgetting"]},
+        "figure5": {"methods": ["random", "forgetting"]},
+    },
+    "execution": {"device": "cpu", "batch": 3},
+}
+
+MESSAGES = {
+    r"Synthetic sets of ([\w-]+) ": "synthesize",
+    r"Training the ([\w-]+) models": "train",
+    r"Querying the ([\w-]+) models": "logits",
+    r"Attacking ([\w-]+)": "score",
+}
+"""How Snakemake announces the jobs of the rules that have a method."""
+
+
+class Checkout:
+    """A copy of the repository with a configuration of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def configure(self, **changes: object) -> None:
+        """Write config.yaml: the small run with sections replaced."""
+        base = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+        merged = {**base, **SMALL, "data": {**base["data"], **SMALL["data"]}}
+        merged["audit"] = {**base["audit"], **SMALL["audit"]}
+        merged["training"] = {**base["training"], **SMALL["training"]}
+        (self.root / "config.yaml").write_text(yaml.safe_dump({**merged, **changes}, sort_keys=False))
+
+    def snakemake(self, *arguments: str, check: bool = True) -> str:
+        """Run Snakemake in the checkout and return what it printed."""
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-6000:]}")
+        return done.stdout
+
+    def planned(self, *arguments: str, target: str = "all") -> Counter[str]:
+        """Return the jobs that a dry run would do, as ``stage`` or ``stage method``, with their numbers."""
+        printed = self.snakemake(target, "--dry-run", "--cores", "2", "--quiet", "host", *arguments)
+        jobs: Counter[str] = Counter()
+        for pattern, stage in MESSAGES.items():
+            jobs.update(f"{stage} {method}" for method in re.findall(rf"^Job \d+: {pattern}", printed, re.MULTILINE))
+        table = re.search(r"^job +count\n[- ]+\n(.*?)^total +(\d+)", printed, flags=re.MULTILINE | re.DOTALL)
+        if table is None:
+            assert "Nothing to be done" in printed, printed
+            return jobs
+        for line in table[1].splitlines():
+            name, count = line.split()
+            stage = re.sub(r"_\d{3}$", "", name)
+            if stage not in MESSAGES.values():
+                jobs[stage] += int(count)
+        assert jobs.total() == int(table[2]), printed
+        return jobs
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace text in a source file; it must be there."""
+        file = self.root / path
+        text = file.read_text()
+        assert old in text, f"{path} has no {old!r}"
+        file.write_text(text.replace(old, new, 1))
+
+
+def copy_sources(target: Path) -> None:
+    for name in SOURCES:
+        source = REPOSITORY / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, target / name, ignore=ignored)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
