@@ -140,6 +140,7 @@ class Setup:
             mode=self.mode,
             observe=observe,
             progress=self.progress,
+            names=[f"model {shadow.number}" for shadow in shadows],
         )
 
     def groups(self, shadows: Sequence[Shadow]) -> Iterator[Sequence[Shadow]]:

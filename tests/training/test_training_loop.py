@@ -349,3 +349,12 @@ def test_a_set_whose_arrays_do_not_fit_is_refused_before_any_training(data, mess
 def test_every_set_needs_generators():
     with pytest.raises(CoalmineError, match="2 training sets need as many generators, not 1"):
         next(train(NET, [digits(8), digits(8)], recipe(), GREY, generators(1), 4, device=CPU))
+
+
+def test_errors_and_progress_call_the_models_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_REPORTS", 0.0)
+    lines: list[str] = []
+    run([digits(32), digits(32)], recipe(epochs=2), names=["model 7", "model 9"], progress=lines.append)
+    assert {line.split(",")[0] for line in lines} == {"model 7", "model 9"}
+    with pytest.raises(CoalmineError, match="training of model 9"):
+        run([digits(32)], recipe(learning_rate=1e30), names=["model 9"])

@@ -114,6 +114,7 @@ def train(
     mode: Mode = "sequential",
     observe: Observer | None = None,
     progress: Callable[[str], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Trained]:
     """Train one model on each set, each from its own generators, so that none depends on the others.
 
@@ -130,6 +131,7 @@ def train(
             autocast); what cannot is trained by itself. The models are the same up to rounding.
         observe: called before every update.
         progress: called every few seconds with a line of text.
+        names: what progress and errors call the models; their positions by default.
 
     Yields:
         The trained models in the order of ``sets``, each as soon as it and those before it are done.
@@ -141,11 +143,12 @@ def train(
         raise CoalmineError(f"{len(sets)} training sets need as many generators, not {len(generators)}")
     for position, data in enumerate(sets):
         _check(position, data, normalisation, classes)
+    names = names or [f"model {position}" for position in range(len(sets))]
     images = _DeviceImages(device)
     done: dict[int, Trained] = {}
     due = 0
     for positions in _stacks(sets, recipe, mode):
-        training = _Training(model, sets, positions, recipe, normalisation, generators, classes, images)
+        training = _Training(model, sets, positions, recipe, normalisation, generators, classes, images, names)
         with arithmetic(recipe.precision):
             done |= {trained.position: trained for trained in training.run(observe, progress)}
         while due in done:
@@ -177,7 +180,9 @@ class _Training:
         generators: Sequence[ModelGenerators],
         classes: int,
         images: _DeviceImages,
+        names: Sequence[str],
     ) -> None:
+        self.names = [names[position] for position in positions]
         self.positions, self.recipe, self.normalisation = positions, recipe, normalisation
         self.sizes = [len(sets[position]) for position in positions]
         self.steps = [recipe.steps(size) for size in self.sizes]
@@ -264,7 +269,7 @@ class _Training:
         return [model for model, steps in enumerate(self.steps) if step + 1 == steps]
 
     def _name(self) -> str:
-        return f"model {self.positions[0]}" if len(self.positions) == 1 else f"{len(self.positions)} models"
+        return self.names[0] if len(self.names) == 1 else f"{len(self.names)} models"
 
     def _epoch(self, model: int, step: int) -> float:
         return step * self.batch / self.sizes[model]
@@ -281,7 +286,7 @@ class _Training:
 
     def _refuse(self, model: int, step: int, what: str) -> NoReturn:
         raise CoalmineError(
-            f"training of model {self.positions[model]}: {what} at step {step + 1} of {self.steps[model]} "
+            f"training of {self.names[model]}: {what} at step {step + 1} of {self.steps[model]} "
             f"(epoch {self._epoch(model, step + 1):.1f}); lower learning_rate (now {self.recipe.learning_rate:g}) or "
             f"raise warmup_epochs (now {self.recipe.warmup_epochs:g})"
         )
