@@ -1,0 +1,82 @@
+"""Keep the finished tables and figures of a run, with what made them.
+
+``python -m coalmine.keep results/demo results/published/demo``
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from coalmine.artefacts import read_json, write_json
+from coalmine.errors import CoalmineError
+
+
+def keep(run: Path, target: Path) -> list[Path]:
+    """Copy tables, figures and the configuration of a run into ``target`` and write ``provenance.json``.
+
+    Raises:
+        CoalmineError: the run has no finished table or figure, or the sources differ from their commit.
+    """
+    finished = sorted([*run.glob("table*.*"), *run.glob("figure*.*"), *run.glob("config.json")])
+    if not finished:
+        raise CoalmineError(f"{run} holds no finished table or figure. Make them first: snakemake --cores all")
+    record = {"commit": commit(), "code": code_hashes(run), "cost": cost(run)}
+    target.mkdir(parents=True, exist_ok=True)
+    for path in finished:
+        shutil.copyfile(path, target / path.name)
+    write_json(target / "provenance.json", record)
+    return finished
+
+
+def commit() -> str:
+    """Return the commit of the sources.
+
+    Raises:
+        CoalmineError: the sources were changed after it.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "workflow", "config.yaml", "Snakefile")
+    if changed:
+        raise CoalmineError(f"The sources differ from their commit, so it would not name what made the run:\n{changed}")
+    return _git("rev-parse", "HEAD")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def code_hashes(run: Path) -> dict[str, str]:
+    """Return the code hash that each method's metrics carry: that of the ``score`` stage."""
+    return {path.stem: read_json(path)["code"] for path in sorted(run.glob("metrics/*.json"))}
+
+
+def cost(run: Path) -> dict[str, Any]:
+    """Return device-seconds by stage, the devices and the versions, from the measurements beside all artefacts."""
+    seconds: dict[str, float] = defaultdict(float)
+    devices, versions, last = set(), set(), ""
+    for stage in ("synthetic", "models", "logits"):
+        for path in run.glob(f"{stage}/*/*.json"):
+            measured = read_json(path)
+            seconds[stage] += measured["seconds"]
+            devices.add(measured["device"])
+            versions.add(json.dumps(measured["versions"], sort_keys=True))
+            last = max(last, measured["finished"])
+    return {
+        "device_seconds": {stage: round(total, 1) for stage, total in seconds.items()},
+        "devices": sorted(devices),
+        "versions": [json.loads(text) for text in sorted(versions)],
+        "finished": last,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        for kept in keep(Path(sys.argv[1]), Path(sys.argv[2])):
+            print(f"kept {kept.name}")
+    except CoalmineError as error:
+        sys.exit(f"error: {error}")
