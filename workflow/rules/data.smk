@@ -18,6 +18,7 @@ for remote in [remote for role in RUN.sources for remote in RUN.downloads(role)]
         resources:
             runtime=120,
             mem_mb=500,
+        # No code hash: how a file is fetched does not change what it holds, which its own hash pins.
         params:
             spec=RUN.download_spec(remote),
         message:
