@@ -1,7 +1,8 @@
 """What a method is given: one shadow model's private data, and the settings that all shadow models share.
 
 A shadow model's data are all samples that are not audited, and the audited ones that its membership column includes,
-canaries with their wrong label (design, section 5). Nothing else of the private data is reachable from here.
+canaries with their wrong label (design, section 5). Images lie in one pool that all shadow models share, so that they
+are put on a device once; a method reads it through the shadow model's index only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Shadow:
 
     Attributes:
         number: the shadow model, a column of the membership matrix.
-        pool: uint8 (n, height, width, channel), the images of all private samples, shared by all shadow models.
+        pool: uint8 (n, height, width, channel), the images of all private samples; only those of ``index`` may be used.
         index: int64 (m,), the samples that this shadow model may see, ascending.
         labels: int64 (m,), their labels, canaries with their wrong one.
     """

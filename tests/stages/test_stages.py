@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -483,3 +484,25 @@ def test_a_subset_keeps_the_order_and_everything_is_kept_as_it_is() -> None:
         assert list(labels) == sorted(set(labels))
     part = subset(whole, 4, np.random.default_rng(0), "test")
     assert np.array_equal(part.images[:, 0, 0, 0] // 4, part.labels)
+
+
+@pytest.mark.parametrize("mode", ["sequential", "stacked"])
+def test_the_seconds_of_synthetic_sets_add_up_to_what_was_spent(
+    finished: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    original = coreset.synthesize
+
+    def slow(*arguments: Any) -> Iterator[Any]:
+        # As in a stack: all of the work is done before the first set is handed over.
+        time.sleep(0.6)
+        yield from original(*arguments)
+
+    monkeypatch.setattr(coreset, "synthesize", slow)
+    line = finished.synthesize()
+    line[line.index("--mode") + 1] = mode
+    first = line.index("--out") + 1
+    line[first:] = [str(tmp_path / Path(name).name) for name in line[first:]]
+    assert call(line) == 0
+    seconds = [read_json(path)["seconds"] for path in sorted(tmp_path.glob("*.json"))]
+    assert 0.6 <= sum(seconds) < 3
+    assert (max(seconds) - min(seconds) < 0.01) == (mode == "stacked")

@@ -35,13 +35,17 @@ def main() -> None:
     shadows = [data.shadow(number) for number in batch.waiting]
     canaries = data.design.index[data.design.mislabelled]
     watch = _command.Stopwatch()
-    sets = zip(shadows, method.synthesize(shadows, settings, setup), strict=True)
-    for finished, (shadow, synthetic) in enumerate(sets, start=1):
+    sets = method.synthesize(shadows, settings, setup)
+    share = None
+    if mode == "stacked" and shadows:
+        # Made together, so each takes an equal share of the time.
+        sets = list(sets)
+        share = watch.lap() / len(shadows)
+    for finished, (shadow, synthetic) in enumerate(zip(shadows, sets, strict=True), start=1):
         arrays = {"images": synthetic.images, "labels": synthetic.labels, "source": synthetic.source}
         _check(synthetic.source, shadow.index, spec["method"])
         write_npz(batch.stash(shadow.number), batch.headers[shadow.number], arrays)
-        # A stacked method hands over all its sets after the last: the first lap holds the work of all.
-        seconds = watch.lap() if mode == "sequential" else watch.lap() / len(shadows)
+        seconds = watch.lap() if share is None else share
         size = batch.stash(shadow.number).stat().st_size
         batch.finish(shadow.number, _models.measurements(seconds, device, size))
         taken = np.isin(canaries, synthetic.source).sum()
