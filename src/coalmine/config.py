@@ -501,6 +501,11 @@ class Run:
         separate = self.config.audit.average is not None and self.config.audit.average.models == "separate"
         return [*self.methods, *(name + AVERAGE_SUFFIX for name in self.methods)] if separate else [*self.methods]
 
+    def models_of(self, name: str) -> str:
+        """Return the method whose models are audited under ``name``: a control borrows another's."""
+        control = self.config.controls.get(name)
+        return control.of if control else name
+
     def is_average_case(self, method: str) -> bool:
         """Tell whether ``method`` is the separate average-case twin of another."""
         return method not in self.methods and method.endswith(AVERAGE_SUFFIX)
@@ -623,7 +628,7 @@ class Run:
         return {
             "seed": self.config.seed,
             "method": method,
-            "of": control.of if control else method,
+            "of": self.models_of(method),
             "membership": control.membership if control else "true",
             "bootstrap": audit.bootstrap,
             "confidence": audit.confidence,

@@ -41,7 +41,6 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src; ")
 
 wildcard_constraints:
     method="|".join([*RUN.audited, *RUN.config.controls]),
-    case="worst|average",
     table="|".join(RUN.reports("tables")) or "none",
     figure="|".join(RUN.reports("figures")) or "none",
 
@@ -78,8 +77,7 @@ def design_files(case):
 
 def design_of(wildcards):
     """The audit design under which a method's models are made."""
-    control = RUN.config.controls.get(wildcards.method)
-    method = control.of if control else wildcards.method
+    method = RUN.models_of(wildcards.method)
     return design_files("average" if RUN.is_average_case(method) else "worst")
 
 
@@ -87,8 +85,7 @@ def design_of(wildcards):
 # depend on the size of a batch, or another size would rerun everything.
 def synthetic_of(wildcards):
     """Synthetic sets of a method, none if it trains on the private data."""
-    control = RUN.config.controls.get(wildcards.method)
-    method = control.of if control else wildcards.method
+    method = RUN.models_of(wildcards.method)
     return per_shadow("synthetic", method, "npz") if RUN.synthesizes(method) else []
 
 
@@ -104,8 +101,7 @@ def models_of(wildcards):
 
 def logits_of(wildcards):
     """Logits of a method, or of the method that a control borrows them from."""
-    control = RUN.config.controls.get(wildcards.method)
-    method = control.of if control else wildcards.method
+    method = RUN.models_of(wildcards.method)
     return [f"{ROOT}/logits/{method}/{shadow}.npz" for shadow in SHADOWS]
 
 
