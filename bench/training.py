@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from coalmine.models.build import build
 from coalmine.models.settings import ModelSettings, ResNet, SmallNet
 from coalmine.training.device import device_name, resolve_device
-from coalmine.training.loop import Mode, ModelGenerators, TrainingSet, train
+from coalmine.training.loop import Mode, ModelGenerators, train
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
+from coalmine.training.sets import TrainingSet
 
 CLASSES = 10
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import torch
 
     from coalmine.models.settings import ModelSettings
-    from coalmine.training.loop import Mode, ModelGenerators, Observer, Trained, TrainingSet
+    from coalmine.training.loop import Mode, ModelGenerators, Observer, Trained
     from coalmine.training.recipe import Normalisation, Recipe
+    from coalmine.training.sets import TrainingSet
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Shadow:
 
     def training_set(self) -> TrainingSet:
         """Return the whole view as a training set that shares the images with other shadow models."""
-        from coalmine.training.loop import TrainingSet
+        from coalmine.training.sets import TrainingSet
 
         return TrainingSet(images=self.pool, labels=self.labels, index=self.index)
 

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from coalmine.errors import CoalmineError
 from coalmine.models.build import build
 from coalmine.models.settings import MLP, ConvNet, ResNet, SmallNet, WideResNet
-from coalmine.training import loop
+from coalmine.training import clock, loop
 from coalmine.training.augment import View, apply_view, draw_plan, normalise
-from coalmine.training.loop import ModelGenerators, TrainingSet, train
+from coalmine.training.loop import ModelGenerators, train
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
+from coalmine.training.sets import TrainingSet
 
 CPU = torch.device("cpu")
 GREY = Normalisation(mean=(0.4,), std=(0.3,))
@@ -298,7 +299,7 @@ def test_a_diverging_model_is_refused_by_name_with_a_remedy(mode):
 
 
 def test_progress_tells_epoch_loss_speed_and_the_time_left(monkeypatch):
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(clock, "SECONDS_BETWEEN_REPORTS", 0.0)
     lines = []
     run([digits(32)], recipe(), progress=lines.append)
     assert len(lines) == 6
@@ -352,7 +353,7 @@ def test_every_set_needs_generators():
 
 
 def test_errors_and_progress_call_the_models_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(clock, "SECONDS_BETWEEN_REPORTS", 0.0)
     lines: list[str] = []
     run([digits(32), digits(32)], recipe(epochs=2), names=["model 7", "model 9"], progress=lines.append)
     assert {line.split(",")[0] for line in lines} == {"model 7", "model 9"}

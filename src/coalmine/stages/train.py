@@ -9,7 +9,7 @@ from coalmine.progress import reporter
 from coalmine.shadows import Shadow
 from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
-from coalmine.training.loop import TrainingSet
+from coalmine.training.sets import TrainingSet
 
 
 def read_synthetic(path: Path, method: str, shadow: Shadow, design: str) -> TrainingSet:

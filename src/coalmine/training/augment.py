@@ -57,14 +57,23 @@ def draw_plan(generator: torch.Generator, n: int, augmentation: Augmentation) ->
     Returns:
         int64 ``(n, 4)``: sample, flip (0 or 1), dy, dx (each uniform in -shift..shift).
     """
-    plan = torch.zeros(n, 4, dtype=torch.int64)
-    plan[:, 0] = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=generator)
+    return torch.cat([order[:, None], draw_augmentation(generator, n, augmentation)], dim=1)
+
+
+def draw_augmentation(generator: torch.Generator, n: int, augmentation: Augmentation) -> torch.Tensor:
+    """Draw the augmentation of ``n`` images.
+
+    Returns:
+        int64 ``(n, 3)``: flip (0 or 1), dy, dx (each uniform in -shift..shift); 0 what ``augmentation`` leaves out.
+    """
+    drawn = torch.zeros(n, 3, dtype=torch.int64)
     if augmentation.flip:
-        plan[:, 1] = torch.randint(0, 2, (n,), generator=generator)
+        drawn[:, 0] = torch.randint(0, 2, (n,), generator=generator)
     if augmentation.shift:
         size = augmentation.shift
-        plan[:, 2:] = torch.randint(-size, size + 1, (n, 2), generator=generator)
-    return plan
+        drawn[:, 1:] = torch.randint(-size, size + 1, (n, 2), generator=generator)
+    return drawn
 
 
 def random_augment(

@@ -7,12 +7,10 @@ Images stay on the device as bytes; a batch is gathered, augmented and normalise
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -21,45 +19,27 @@ from coalmine.models.build import build
 from coalmine.models.settings import ModelSettings
 from coalmine.seeds import torch_generator
 from coalmine.training.augment import draw_plan, normalise, random_augment
+from coalmine.training.clock import Clock
 from coalmine.training.device import arithmetic, parameter_dtype
 from coalmine.training.ensemble import Ensemble, Single, Stack
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
+from coalmine.training.sets import DeviceImages, Samples, TrainingSet, check_set
 from coalmine.training.sgd import SGD
 
 Mode = Literal["sequential", "stacked"]
 """How several models are trained: one after the other, or at once with stacked weights."""
 
-SECONDS_BETWEEN_REPORTS = 5.0
 SAMPLES_PLANNED_AT_ONCE = 8192
 """For each model: few enough to be little memory, enough to make planning and its copy to the device rare."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingSet:
-    """What one model is trained on: sample ``i`` is ``images[index[i]]`` with ``labels[i]``.
-
-    Attributes:
-        images: uint8 ``(image, height, width, channel)``, height = width, or float32 on the scale from 0 to 1
-            (distilled images, which may lie outside it). Sets may share one array; it is put on the device once.
-        labels: int64 ``(n,)``, or float32 ``(n, class)``: the probabilities of soft labels.
-        index: int64 ``(n,)`` into ``images``; None for all of them in order.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.labels)
-
-
 @dataclass(frozen=True)
 class ModelGenerators:
-    """One model's randomness: CPU generators of its weights, and of its samples' order and augmentation."""
+    """One model's randomness: CPU generators of its weights, of its samples' order and augmentation, of DP noise."""
 
     initialisation: torch.Generator
     order: torch.Generator
+    noise: torch.Generator
 
     @classmethod
     def named(cls, seed: int, *names: str | int) -> ModelGenerators:
@@ -67,6 +47,7 @@ class ModelGenerators:
         return cls(
             initialisation=torch_generator(seed, *names, "initialisation"),
             order=torch_generator(seed, *names, "order"),
+            noise=torch_generator(seed, *names, "noise"),
         )
 
 
@@ -142,9 +123,9 @@ def train(
     if len(generators) != len(sets):
         raise CoalmineError(f"{len(sets)} training sets need as many generators, not {len(generators)}")
     for position, data in enumerate(sets):
-        _check(position, data, normalisation, classes)
+        check_set(position, data, normalisation, classes)
     names = names or [f"model {position}" for position in range(len(sets))]
-    images = _DeviceImages(device)
+    images = DeviceImages(device)
     done: dict[int, Trained] = {}
     due = 0
     for positions in _stacks(sets, recipe, mode):
@@ -179,7 +160,7 @@ class _Training:
         normalisation: Normalisation,
         generators: Sequence[ModelGenerators],
         classes: int,
-        images: _DeviceImages,
+        images: DeviceImages,
         names: Sequence[str],
     ) -> None:
         self.names = [names[position] for position in positions]
@@ -189,7 +170,7 @@ class _Training:
         self.batch = recipe.batch(self.sizes[0])
         self.device = images.device
         self.dtype = parameter_dtype(recipe.precision)
-        self.samples = _Samples([sets[position] for position in positions], images, self.dtype)
+        self.samples = Samples([sets[position] for position in positions], images, self.dtype)
         self.streams = [
             _Stream(generators[position].order, size, recipe.augmentation)
             for position, size in zip(positions, self.sizes, strict=True)
@@ -205,7 +186,7 @@ class _Training:
     def run(self, observe: Observer | None, progress: Callable[[str], None] | None) -> list[Trained]:
         """Train to the end and return the models in order; each is exported at its own last step."""
         states: dict[int, dict[str, torch.Tensor]] = {}
-        clock = _Clock(max(self.steps), len(self.positions) * self.batch)
+        clock = Clock(max(self.steps), len(self.positions) * self.batch)
         for step, (plan, rate) in enumerate(self._plans()):
             loss = self._update(step, plan, rate, observe)
             for model in self._finished_by(step):
@@ -215,7 +196,8 @@ class _Training:
                 for model in self._active(step):
                     self._check_loss(loss, model, step)
                 if progress:
-                    progress(f"{self._name()}, {clock.report(step + 1, self._epoch(0, step + 1), float(loss.mean()))}")
+                    what = f"epoch {self._epoch(0, step + 1):.1f}: loss {float(loss.mean()):.4f}"
+                    progress(f"{self._name()}, {clock.report(step + 1, what)}")
         seconds = clock.seconds() / len(self.positions)
         return [
             Trained(position, states[model], self.steps[model], seconds)
@@ -307,101 +289,3 @@ class _Stream:
         drawn = torch.cat([self._drawn, *parts])
         self._drawn = drawn[count:]
         return drawn[:count]
-
-
-class _DeviceImages:
-    """Puts images on the device, channels first; an array used twice in a row is put there once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._arrays: list[np.ndarray] = []
-        self._images = torch.empty(0)
-
-    def load(self, arrays: list[np.ndarray]) -> torch.Tensor:
-        """Return the arrays' images one after the other, ``(image, channel, height, width)``."""
-        if [id(array) for array in arrays] != [id(array) for array in self._arrays]:
-            self._images = torch.empty(0)
-            tensors = [torch.tensor(array).to(self.device).movedim(-1, 1).contiguous() for array in arrays]
-            self._images = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            self._arrays = arrays
-        return self._images
-
-
-class _Samples:
-    """The sets of an ensemble on the device."""
-
-    def __init__(self, sets: Sequence[TrainingSet], images: _DeviceImages, dtype: torch.dtype) -> None:
-        arrays = list({id(data.images): data.images for data in sets}.values())
-        starts = dict(zip(map(id, arrays), np.cumsum([0, *map(len, arrays)]), strict=False))
-        self.images = images.load(arrays)
-        longest = max(map(len, sets))
-        rows = np.zeros((len(sets), longest), dtype=np.int64)
-        labels = np.zeros((len(sets), longest, *sets[0].labels.shape[1:]), dtype=sets[0].labels.dtype)
-        for model, data in enumerate(sets):
-            index = np.arange(len(data)) if data.index is None else data.index
-            rows[model, : len(data)] = index + starts[id(data.images)]
-            labels[model, : len(data)] = data.labels
-        self._rows = torch.from_numpy(rows).to(images.device)
-        self._labels = torch.from_numpy(labels).to(images.device)
-        if self._labels.is_floating_point():
-            self._labels = self._labels.to(dtype)
-        self._models = torch.arange(len(sets), device=images.device)[:, None]
-
-    def __getitem__(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images ``(model, batch, channel, height, width)`` and labels of ``samples`` ``(model, batch)``."""
-        return self.images[self._rows[self._models, samples]], self._labels[self._models, samples]
-
-
-class _Clock:
-    """Measures a training and words its progress."""
-
-    def __init__(self, steps: int, images_per_step: int) -> None:
-        self._steps, self._images_per_step = steps, images_per_step
-        self._start = self._last = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Return the seconds since the start."""
-        return time.perf_counter() - self._start
-
-    def is_time_to_report(self) -> bool:
-        """Tell whether the last report is a few seconds ago, and if so, take this moment for the next."""
-        now = time.perf_counter()
-        due = now - self._last >= SECONDS_BETWEEN_REPORTS
-        self._last = now if due else self._last
-        return due
-
-    def report(self, done: int, epoch: float, loss: float) -> str:
-        """Return a line on the steps ``done``."""
-        elapsed = self.seconds()
-        speed = done * self._images_per_step / elapsed
-        remaining = elapsed / done * (self._steps - done)
-        return f"epoch {epoch:.1f}: loss {loss:.4f}, {speed:,.0f} images/s, {remaining:.0f} s left"
-
-
-def _check(position: int, data: TrainingSet, normalisation: Normalisation, classes: int) -> None:
-    """Refuse a set whose arrays do not fit each other."""
-    where = f"training set {position}"
-    if data.images.ndim != 4 or data.images.shape[1] != data.images.shape[2]:
-        raise CoalmineError(f"{where}: images have shape {data.images.shape}, expected (image, size, size, channel)")
-    if data.images.dtype not in (np.uint8, np.float32):
-        raise CoalmineError(f"{where}: images are {data.images.dtype}, expected uint8, or float32 from 0 to 1")
-    if data.images.shape[3] != len(normalisation.mean):
-        raise CoalmineError(
-            f"{where}: images have {data.images.shape[3]} channels but the normalisation has {len(normalisation.mean)}"
-        )
-    if len(data) == 0:
-        raise CoalmineError(f"{where}: no samples; a model needs at least one")
-    hard = data.labels.dtype == np.int64 and data.labels.ndim == 1
-    soft = data.labels.dtype == np.float32 and data.labels.shape[1:] == (classes,)
-    if not (hard or soft):
-        raise CoalmineError(
-            f"{where}: labels are {data.labels.dtype} {data.labels.shape}, expected int64 (n,) "
-            f"or float32 (n, {classes})"
-        )
-    if hard and (data.labels.min() < 0 or data.labels.max() >= classes):
-        raise CoalmineError(f"{where}: labels must be from 0 to {classes - 1}")
-    count = len(data.images) if data.index is None else len(data.index)
-    if count != len(data):
-        raise CoalmineError(f"{where}: {len(data)} labels for {count} images")
-    if data.index is not None and (data.index.min() < 0 or data.index.max() >= len(data.images)):
-        raise CoalmineError(f"{where}: index must be from 0 to {len(data.images) - 1}, the last image")
