@@ -60,15 +60,17 @@ class ResultsFolder:
                 )
 
     def audit(self, method: str, strengths: dict[str, float], **changes: Any) -> None:
-        """Simulate an audit: ``strengths`` maps group to the shift of members' scores; writes scores and metrics."""
+        """Simulate an audit: ``strengths`` maps group to the shift of members' scores; writes scores and metrics.
+
+        All methods are audited on the same canaries with the same membership.
+        """
         n_canaries, n_models = changes.pop("n_canaries", 200), changes.pop("n_models", 32)
         arrays: dict[str, np.ndarray] = {}
         groups: dict[str, Any] = {}
         for group, strength in strengths.items():
-            rng = numpy_generator(0, "simulated", method, group)
-            order = rng.random((n_canaries, n_models)).argsort(axis=1)
-            membership = order < n_models // 2
-            exposed = rng.gamma(1.5, 1 / 1.5, size=(n_canaries, 1))
+            rng, canaries = numpy_generator(0, "simulated", method, group), numpy_generator(0, "canaries", group)
+            membership = canaries.random((n_canaries, n_models)).argsort(axis=1) < n_models // 2
+            exposed = canaries.gamma(1.5, 1 / 1.5, size=(n_canaries, 1))
             results = {}
             for name, power in VARIANTS.items():
                 shift = strength * power * exposed * membership

@@ -71,6 +71,27 @@ def test_figure1_names_methods_cost_and_chance(simulated: ResultsFolder) -> None
     assert figure.axes[0].get_yscale() == "symlog"
 
 
+def test_figure1_rings_a_guarantee_that_says_something_and_names_its_epsilon(folder: ResultsFolder) -> None:
+    claims = {"plain": None, "eight": 8.0, "vacuous": 2444.3, "refuted": 1.0}
+    for index, (method, epsilon) in enumerate(claims.items()):
+        claimed = {"epsilon": epsilon, "delta": 1e-5, "accountant": "PLD"}
+        mean = 0.9 + 0.02 * index
+        folder.metrics(method, claimed=claimed, accuracy={"mean": mean, "se": 0.002, "per_model": [mean] * 4})
+        folder.costs(method, models=[2.0] * 4)
+    figure, frame = built(figure1, folder, methods=tuple(claims))
+    ring = artist(figure, "eight/guarantee")
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.92, 0.4)
+    gids = [str(each.get_gid()) for each in figure.axes[0].lines]
+    assert [gid for gid in gids if gid.endswith("/guarantee")] == ["eight/guarantee"]
+    assert frame["guaranteed"].tolist() == [False, True, False, False]
+    assert frame["claimed_epsilon"].tolist() == [np.inf, 8.0, 2444.3, 1.0]
+    said = texts(figure)
+    assert "eight\nε = 8, 2.0 s/model" in said
+    assert "vacuous\n2.0 s/model" in said
+    assert "Ringed" in said
+    assert "Ringed" not in texts(built(figure1, folder, methods=("plain", "vacuous"))[0])
+
+
 def test_figure1_markers_differ_in_shape_and_colour(simulated: ResultsFolder) -> None:
     looks = [style.look(index) for index in range(88)]
     assert len({(each.colour, each.marker) for each in looks}) == 88
@@ -164,7 +185,7 @@ def test_figure4_loss_is_the_cross_entropy_of_the_logit_score(simulated: Results
     scores, membership = results.scores("random").read("mislabelled", "global-logit-1v")
     losses = figure4._losses(results, "random", "mislabelled")
     probability = 1 / (1 + np.exp(-scores))
-    np.testing.assert_allclose(losses["member"], -np.log(probability[membership]), rtol=1e-6)
+    np.testing.assert_allclose(losses["member"], -np.log(probability[membership]), rtol=1e-6, atol=1e-15)
     assert losses["member"].mean() < losses["non-member"].mean()
 
 

@@ -6,12 +6,15 @@ import pytest
 from coalmine.reporting.layout import (
     fixed_interval,
     general,
+    magnitude,
     number,
     percent,
     percent_interval,
     percent_with_error,
     plain_layout,
     points,
+    points_interval,
+    points_with_error,
     rows_of,
 )
 
@@ -36,6 +39,27 @@ def test_numbers_keep_three_significant_digits(value: float | None, said: str) -
     assert number(value) == said
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0"),
+        (8.0, "8"),
+        (0.5, "0.5"),
+        (2444.3, "2,444"),
+        (99_000.0, "99,000"),
+        (531_234.0, "5.3 × 10⁵"),
+        (1e6, "10⁶"),
+        (2e12, "2 × 10¹²"),
+        (1e-5, "10⁻⁵"),
+        (2.4e-7, "2.4 × 10⁻⁷"),
+        (-3e-6, "−3 × 10⁻⁶"),
+        (math.inf, "∞"),
+    ],
+)
+def test_magnitudes_are_written_as_people_read_them(value: float, said: str) -> None:
+    assert magnitude(value).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
 def test_percentages_gain_a_decimal_below_one_percent() -> None:
     assert percent(0.387).replace("\N{NO-BREAK SPACE}", " ") == "38.7 %"
     assert percent(0.00093).replace("\N{NO-BREAK SPACE}", " ") == "0.09 %"
@@ -45,6 +69,17 @@ def test_percentages_gain_a_decimal_below_one_percent() -> None:
 def test_differences_always_show_their_sign() -> None:
     assert points(0.0131).replace("\N{NO-BREAK SPACE}", " ") == "+1.3 pp"
     assert points(-0.1).replace("\N{NO-BREAK SPACE}", " ") == "−10.0 pp"
+    assert points(-0.0001).replace("\N{NO-BREAK SPACE}", " ") == "+0.0 pp"
+    assert points(-0.0004, 2).replace("\N{NO-BREAK SPACE}", " ") == "−0.04 pp"
+
+
+def test_a_difference_gains_a_decimal_below_one_point_and_its_bounds_a_minus_sign() -> None:
+    row = {"gap": -0.274, "gap_low": -0.369, "gap_high": 0.001, "gap_se": 0.0123}
+    assert points_interval(row, "gap").aside == "[−36.9, 0.1]"
+    small = {"gap": -0.0025, "gap_low": -0.00875, "gap_high": 0.00314}
+    assert points_interval(small, "gap").text.startswith("−0.25")
+    assert points_interval(small, "gap").aside == "[−0.88, 0.31]"
+    assert (points_with_error(row, "gap").text[:5], points_with_error(row, "gap").aside) == ("−27.4", "± 1.2")
 
 
 def test_an_interval_shows_the_digits_of_its_estimate() -> None:

@@ -41,6 +41,16 @@ def test_a_broken_field_is_named_by_its_path(folder: ResultsFolder, metrics_of) 
         load_results(folder.root, ["random"]).metrics["random"]
 
 
+def test_a_claim_without_its_mechanism_is_read_and_one_out_of_range_is_not(folder: ResultsFolder) -> None:
+    claimed = {"epsilon": 8.0, "delta": 1e-5, "accountant": "PLD"}
+    folder.metrics("old", claimed=claimed)
+    claim = load_results(folder.root, ["old"]).metrics["old"].claimed
+    assert (claim.noise_multiplier, claim.sampling_rate, claim.steps, claim.clip, claim.note) == (None,) * 5
+    folder.metrics("wrong", claimed={**claimed, "sampling_rate": 1.5})
+    with pytest.raises(CoalmineError, match=r"claimed\.sampling_rate: .*less than"):
+        load_results(folder.root, ["wrong"]).metrics["wrong"]
+
+
 def test_truncated_json_is_refused(folder: ResultsFolder, metrics_of) -> None:
     folder.write("metrics/random.json", 0).write_text(json.dumps(metrics_of("random"))[:100])
     with pytest.raises(CoalmineError, match=r"random\.json is broken .*Delete the file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -34,6 +35,7 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
     from coalmine.reporting.labels import place_labels
 
     frame = _frame(results, settings)
+    ringed = " Ringed: with a guarantee (ε) that is not vacuous." if frame["guaranteed"].any() else ""
     with style.context():
         figure, (axes,) = style.new_figure(height=4.6)
         obstacles = _draw(axes, frame) + _dress(axes)
@@ -41,7 +43,7 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
             figure,
             settings.title,
             f"{design_of(results.metrics[each] for each in settings.methods)} Bars: {confidence(frame)} interval of "
-            "the TPR, ± standard error of the accuracy; times: synthesis and training. Best is low and right.",
+            f"the TPR, ± standard error of the accuracy; times: synthesis and training. Best is low and right.{ringed}",
         )
         place_labels(axes, _labels(frame), obstacles)
     return figure, frame
@@ -50,15 +52,15 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
 def _frame(results: Results, settings: Settings) -> pd.DataFrame:
     import pandas as pd
 
+    from coalmine.reporting.guarantee import is_meaningful, is_refuted
     from coalmine.reporting.results import LOW_FPR
-    from coalmine.reporting.table1 import seconds_per_model
 
     rows = []
     for method in settings.methods:
         metrics = results.metrics[method]
         attack = metrics.variant(WORST_CASE)
         tpr = attack.tpr[LOW_FPR]
-        seconds, _ = seconds_per_model(results, method)
+        seconds, _ = results.seconds_per_model(method)
         rows.append(
             {
                 "method": method,
@@ -70,6 +72,8 @@ def _frame(results: Results, settings: Settings) -> pd.DataFrame:
                 f"{TPR}_high": tpr.high,
                 "seconds_per_model": seconds,
                 "confidence": attack.epsilon.confidence,
+                "claimed_epsilon": math.inf if metrics.claimed.epsilon is None else metrics.claimed.epsilon,
+                "guaranteed": is_meaningful(metrics.claimed) and not is_refuted(metrics.claimed, attack.epsilon),
                 "control": metrics.membership == "shuffled",
             }
         )
@@ -77,18 +81,18 @@ def _frame(results: Results, settings: Settings) -> pd.DataFrame:
 
 
 def _draw(axes: Axes, frame: pd.DataFrame) -> list[Any]:
-    """Draw every method with its bars; return the bars, for labels to keep clear of."""
+    """Draw every method with its bars, ringed if it has a guarantee; return what labels should keep clear of."""
     from coalmine.reporting.layout import rows_of
     from coalmine.reporting.style import QUIET, look
 
-    bars: list[Any] = []
+    drawn: list[Any] = []
     for index, row in enumerate(rows_of(frame)):
         x, y, shape = row["accuracy"], row[TPR], look(index)
         colour = QUIET if row["control"] else shape.colour
         low, high = (y if bound is None else bound for bound in (row[f"{TPR}_low"], row[f"{TPR}_high"]))
         error = row["accuracy_se"] or 0.0
-        bars += axes.plot([x, x], [low, high], color=colour, linewidth=1.2, zorder=2, gid=f"{row['method']}/interval")
-        bars += axes.plot([x - error, x + error], [y, y], color=colour, linewidth=1.2, zorder=2)
+        drawn += axes.plot([x, x], [low, high], color=colour, linewidth=1.2, zorder=2, gid=f"{row['method']}/interval")
+        drawn += axes.plot([x - error, x + error], [y, y], color=colour, linewidth=1.2, zorder=2)
         axes.plot(
             x,
             y,
@@ -101,7 +105,26 @@ def _draw(axes: Axes, frame: pd.DataFrame) -> list[Any]:
             clip_on=False,
             gid=row["method"],
         )
-    return bars
+        if row["guaranteed"]:
+            drawn += _ring(axes, row)
+    return drawn
+
+
+def _ring(axes: Axes, row: dict[str, Any]) -> list[Any]:
+    from coalmine.reporting.style import INK
+
+    return axes.plot(
+        row["accuracy"],
+        row[TPR],
+        "o",
+        fillstyle="none",
+        color=INK,
+        markeredgewidth=0.9,
+        markersize=14,
+        zorder=3,
+        clip_on=False,
+        gid=f"{row['method']}/guarantee",
+    )
 
 
 def _dress(axes: Axes) -> list[Any]:
@@ -138,14 +161,16 @@ def _dress(axes: Axes) -> list[Any]:
 
 def _labels(frame: pd.DataFrame) -> list[Any]:
     from coalmine.reporting.labels import Label
-    from coalmine.reporting.layout import number, rows_of
+    from coalmine.reporting.layout import rows_of
 
-    return [
-        Label(
-            row["label"]
-            + ("" if row["seconds_per_model"] is None else f"\n{number(row['seconds_per_model'], 2)} s/model"),
-            row["accuracy"],
-            row[TPR],
-        )
-        for row in rows_of(frame)
+    return [Label(_said(row), row["accuracy"], row[TPR]) for row in rows_of(frame)]
+
+
+def _said(row: dict[str, Any]) -> str:
+    from coalmine.reporting.layout import general, number
+
+    facts = [
+        f"ε = {general(row['claimed_epsilon'])}" if row["guaranteed"] else "",
+        "" if row["seconds_per_model"] is None else f"{number(row['seconds_per_model'], 2)} s/model",
     ]
+    return "\n".join(filter(None, [row["label"], ", ".join(filter(None, facts))]))

@@ -19,14 +19,19 @@ Row = Mapping[str, Any]
 UNKNOWN = "–"
 MINUS = "−"
 SPACE = "\N{NO-BREAK SPACE}"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; ``aside`` (an interval, a qualifier) stands behind it, less prominent."""
+    """Text of one cell; ``aside`` (an interval, a qualifier) stands behind it, less prominent.
+
+    ``warning`` sets the cell off where that is possible; its text must say what is wrong all the same.
+    """
 
     text: str
     aside: str = ""
+    warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return _minus(f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}")
 
 
+def magnitude(value: float) -> str:
+    """Format a number of any size as people read it: ``0.5``, ``2,444``, ``5.3 × 10⁵``, ``10⁻⁵``."""
+    if 1e-4 <= abs(value) < 1e5 or not value or math.isinf(value):
+        return general(value)
+    mantissa, _, power = f"{value:.1e}".partition("e")
+    raised = f"10{str(int(power)).translate(_RAISED)}"
+    leading = mantissa.removesuffix(".0")
+    return raised if leading == "1" else f"{_minus(leading)}{SPACE}×{SPACE}{raised}"
+
+
 def percent(value: float | None, digits: int | None = None) -> str:
     """Format a fraction as percent: one decimal, two below 1 %."""
     if value is None:
@@ -150,15 +165,26 @@ def fixed_interval(row: Row, name: str, digits: int = 3) -> Cell:
 
 def percent_with_error(row: Row, name: str) -> Cell:
     """Return ``94.1 %`` with ``± 0.2`` from the columns ``name`` and ``name_se``."""
-    value, error = row[name], row[f"{name}_se"]
-    return Cell(percent(value), "" if value is None or error is None else f"± {100 * error:.1f}")
+    return Cell(percent(row[name]), _error(row, name))
 
 
-def points(value: float | None) -> str:
+def points(value: float | None, digits: int = 1) -> str:
     """Format a difference of fractions in percentage points, with its sign."""
     if value is None:
         return UNKNOWN
-    return f"{_minus(f'{100 * value:+.1f}')}{SPACE}pp"
+    rounded = round(100 * value, digits) + 0.0  # turns -0.0 into 0.0
+    return f"{_minus(f'{rounded:+.{digits}f}')}{SPACE}pp"
+
+
+def points_interval(row: Row, name: str) -> Cell:
+    """Return ``−4.2 pp`` with ``[−6.0, −2.5]`` from ``name``, ``name_low``, ``name_high``; two decimals below 1."""
+    digits = _percent_digits(row[name] or 0.0)
+    return Cell(points(row[name], digits), _bounds(row, name, 100, digits))
+
+
+def points_with_error(row: Row, name: str) -> Cell:
+    """Return ``+1.3 pp`` with ``± 0.2`` from the columns ``name`` and ``name_se``."""
+    return Cell(points(row[name]), _error(row, name))
 
 
 def text(name: str) -> Callable[[Row], Cell]:
@@ -176,4 +202,11 @@ def _minus(formatted: str) -> str:
 
 def _bounds(row: Row, name: str, factor: float, digits: int) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if low is None or high is None else f"[{factor * low:.{digits}f}, {factor * high:.{digits}f}]"
+    if low is None or high is None:
+        return ""
+    return _minus(f"[{factor * low:.{digits}f}, {factor * high:.{digits}f}]")
+
+
+def _error(row: Row, name: str) -> str:
+    error = row[f"{name}_se"]
+    return "" if row[name] is None or error is None else f"± {100 * error:.1f}"

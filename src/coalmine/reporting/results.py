@@ -113,11 +113,20 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Claim:
-    """Claimed differential privacy; ``epsilon`` is ``None`` for a method without a guarantee."""
+    """Claimed differential privacy and the mechanism behind it; ``epsilon`` is ``None`` without a guarantee.
+
+    ``noise_multiplier`` is the noise's standard deviation in units of ``clip``, the largest norm of one example's
+    gradient; ``sampling_rate`` is per step. ``note`` is what a reader of the claim must also know.
+    """
 
     epsilon: Amount | None
     delta: Share | None
     accountant: str | None
+    noise_multiplier: Amount | None = None
+    sampling_rate: Share | None = None
+    steps: Count | None = None
+    clip: Amount | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -272,6 +281,17 @@ class Results:
                 "it is a control that reuses another method's models, leave it out of the cost table."
             )
         return pd.DataFrame(rows)
+
+    def seconds_per_model(self, method: str) -> tuple[float | None, str | None]:
+        """Return mean seconds to synthesise for and train one audited model, and the device.
+
+        Both are ``None`` for a shuffled control, which reuses another method's models.
+        """
+        if self.metrics[method].membership == "shuffled":
+            return None, None
+        costs = self.costs(method)
+        made = costs[costs["stage"].isin(["synthetic", "models"])]
+        return float(made.groupby("stage")["seconds"].mean().sum()), ", ".join(sorted(set(made["device"])))
 
 
 def load_results(root: Path, methods: Sequence[str]) -> Results:

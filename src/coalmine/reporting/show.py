@@ -1,9 +1,13 @@
 """Print a finished table to the terminal: ``python -m coalmine.reporting.show results/table1.csv``."""
 
+import shutil
 import sys
 from pathlib import Path
 
 from coalmine.errors import CoalmineError
+
+WIDTH = 150
+"""Columns that are used where the terminal has them, or where there is none."""
 
 
 def show(path: Path) -> str:
@@ -22,7 +26,8 @@ def show(path: Path) -> str:
         raise CoalmineError(f"There is no table {path}. Make it: snakemake {path} --cores all")
     frame = pd.read_csv(path)
     module = importlib.import_module(f"coalmine.reporting.{path.stem}")
-    text = format_table(frame, module.layout(frame))
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    text = format_table(frame, module.layout(frame), width)
     page, typeset = path.with_suffix(".html"), path.with_suffix(".tex")
     return f"\n{text}\n\nWith every column: {path} (numbers), {page} (a page), {typeset} (LaTeX)"
 

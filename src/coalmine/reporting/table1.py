@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.common import WORST_CASE, ReportSettings
+from coalmine.reporting.guarantee import accounting_cell, claim_columns, epsilon_cell
 from coalmine.reporting.layout import (
     UNKNOWN,
     Cell,
@@ -17,7 +18,6 @@ from coalmine.reporting.layout import (
     Row,
     Sheet,
     fixed_interval,
-    general,
     number,
     percent,
     percent_interval,
@@ -30,12 +30,9 @@ from coalmine.reporting.layout import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from coalmine.reporting.results import Claim, MethodMetrics, Results
+    from coalmine.reporting.results import Results
 
 NEEDS = frozenset({"metrics", "costs"})
-
-VACUOUS = 0.9999
-"""A guarantee is called vacuous if it allows a TPR of at least this at 0.1 % FPR (epsilon above about 9.2)."""
 
 
 class Settings(ReportSettings):
@@ -53,45 +50,29 @@ def build(results: Results, settings: Settings) -> pd.DataFrame:
     """Return one row per method; fractions, seconds and counts, unknown values missing."""
     import pandas as pd
 
-    return pd.DataFrame([_row(results, settings, method) for method in settings.methods])
+    rows = [_row(results, settings, method) for method in settings.methods]
+    return pd.DataFrame(rows).astype({"claimed_steps": "Int64"})
 
 
 def layout(frame: pd.DataFrame) -> Layout:
-    """Return how people see the frame; the papers' settings become footnotes."""
+    """Return how people see the frame; the papers' settings and the notes of claims become footnotes."""
     from coalmine.reporting.captions import attack_and_design
 
     rows = rows_of(frame)
-    settings = [*dict.fromkeys(row["paper_setting"] for row in rows if row["paper_setting"])]
-    marks = {setting: f"[{ascii_lowercase[index]}]" for index, setting in enumerate(settings)}
-    shown = [{**row, "paper_mark": marks.get(row["paper_setting"], "")} for row in rows]
-    footnotes = [f"{mark} {setting}" for setting, mark in marks.items()]
-    return (Sheet(COLUMNS, shown, attack_and_design(frame), footnotes),)
-
-
-def claimed_tpr_bound(claim: Claim, fpr: float) -> float:
-    """Return the largest TPR at ``fpr`` that (epsilon, delta)-differential privacy allows.
-
-    Kairouz, Oh & Viswanath, "The Composition Theorem for Differential Privacy" (ICML 2015), theorem 2.1: both
-    ``tpr <= e^epsilon fpr + delta`` and ``1 - fpr <= e^epsilon (1 - tpr) + delta``.
-    """
-    if claim.epsilon is None:
-        return 1.0
-    delta = claim.delta or 0.0
-    low = math.exp(min(claim.epsilon, 700.0)) * fpr + delta
-    high = 1 - math.exp(-claim.epsilon) * (1 - fpr - delta)
-    return min(1.0, low, high)
-
-
-def seconds_per_model(results: Results, method: str) -> tuple[float | None, str | None]:
-    """Return mean seconds to synthesise for and train one audited model, and the device.
-
-    Both are ``None`` for a shuffled control, which reuses another method's models.
-    """
-    if results.metrics[method].membership == "shuffled":
-        return None, None
-    costs = results.costs(method)
-    made = costs[costs["stage"].isin(["synthetic", "models"])]
-    return float(made.groupby("stage")["seconds"].mean().sum()), ", ".join(sorted(set(made["device"])))
+    noted = [row[name] for name in ("paper_setting", "claimed_note") for row in rows if row[name]]
+    marks = {note: f"[{ascii_lowercase[index]}]" for index, note in enumerate(dict.fromkeys(noted))}
+    shown = [
+        {
+            **row,
+            "paper_mark": marks.get(row["paper_setting"], ""),
+            "claimed_mark": marks.get(row["claimed_note"], ""),
+        }
+        for row in rows
+    ]
+    claims = any(math.isfinite(row["claimed_epsilon"]) for row in rows)
+    columns = [column for column in COLUMNS if claims or column is not ACCOUNTING]
+    footnotes = [f"{mark} {note}" for note, mark in marks.items()]
+    return (Sheet(columns, shown, attack_and_design(frame), footnotes),)
 
 
 def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
@@ -102,7 +83,7 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
     group, attack = metrics.group(WORST_CASE), metrics.variant(WORST_CASE)
     low, high = attack.tpr[LOW_FPR], attack.tpr[HIGH_FPR]
     maximum = group.max_over_variants[LOW_FPR]
-    seconds, device = seconds_per_model(results, method)
+    seconds, device = results.seconds_per_model(method)
     paper = PUBLISHED.get(settings.published.get(method, method))
     return {
         "method": method,
@@ -125,7 +106,7 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
         "device": device,
         "canaries_selected": group.facts.selected,
         "canaries_memorised": group.facts.memorised,
-        **_claimed(metrics),
+        **claim_columns(metrics),
         "empirical_epsilon": attack.epsilon.lower,
         "empirical_epsilon_ceiling": attack.epsilon.ceiling,
         "confidence": attack.epsilon.confidence,
@@ -139,30 +120,10 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
     }
 
 
-def _claimed(metrics: MethodMetrics) -> dict[str, Any]:
-    claim = metrics.claimed
-    return {
-        "claimed_epsilon": math.inf if claim.epsilon is None else claim.epsilon,
-        "claimed_delta": claim.delta,
-        "claimed_accountant": claim.accountant,
-        "claimed_tpr_bound": claimed_tpr_bound(claim, 0.001),
-    }
-
-
-def _claimed_cell(row: Row) -> Cell:
-    if math.isinf(row["claimed_epsilon"]):
-        return Cell("∞")
-    bound = row["claimed_tpr_bound"]
-    said = [
-        "vacuous" if bound >= VACUOUS else f"TPR ≤ {percent(bound, 2)}",
-        f"δ = {number(row['claimed_delta'], 1)}",
-        row["claimed_accountant"] or "accountant not stated",
-    ]
-    return Cell(general(row["claimed_epsilon"]), ", ".join(said))
-
-
 def _empirical_cell(row: Row) -> Cell:
-    return Cell(f"{row['empirical_epsilon']:.2f}", f"of {row['empirical_epsilon_ceiling']:.2f}")
+    found = f"{row['empirical_epsilon']:.2f}"
+    said = f"{found} exceeds the claim" if row["claim_exceeded"] else found
+    return Cell(said, f"of {row['empirical_epsilon_ceiling']:.2f}", warning=bool(row["claim_exceeded"]))
 
 
 def _maximum_cell(row: Row) -> Cell:
@@ -178,6 +139,15 @@ def _device_cell(row: Row) -> Cell:
 
 
 _LEAKAGE = "leakage of mislabelled canaries"
+
+ACCOUNTING = Column(
+    "accounting",
+    accounting_cell,
+    "What the claimed ε holds for and was computed with: δ, accountant, noise multiplier σ (noise over clipping norm), "
+    "sampling rate q of each step, number of steps, clipping norm C.",
+    "privacy",
+    numeric=False,
+)
 
 COLUMNS = (
     Column("method", text("label"), brief=True, numeric=False),
@@ -247,16 +217,20 @@ COLUMNS = (
     ),
     Column(
         "claimed ε",
-        _claimed_cell,
-        "Guarantee of differential privacy that the method claims, with δ, its accountant, and the TPR at 0.1 % FPR "
-        "that it allows at most; vacuous if that is 99.99 % or more; ∞ if there is none.",
+        lambda row: epsilon_cell(row, mark=row["claimed_mark"]),
+        "Guarantee of differential privacy that the method claims, with the TPR at 0.1 % FPR that it allows at most; "
+        "vacuous if that is 99.99 % or more; ∞ if there is none.",
         "privacy",
+        brief=True,
+        numeric=False,
     ),
+    ACCOUNTING,
     Column(
         "empirical ε\N{NO-BREAK SPACE}≥",
         _empirical_cell,
         "Lower bound on ε that the audit proves, at the confidence of the intervals, of the highest bound that this "
-        "many canaries could have given.",
+        "many canaries could have given. A bound that exceeds the claimed ε tells of a bug or of a guarantee that does "
+        "not hold.",
         "privacy",
     ),
     Column(

@@ -44,13 +44,16 @@ _LATEX = {
     "×": r"$\times$",
     "ε": r"$\varepsilon$",
     "δ": r"$\delta$",
+    "Δ": r"$\Delta$",
+    "⁻": "$^-$",
+    **{raised: f"$^{digit}$" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --quiet: #5d6066; --line: #d5d7db; --strong: #1c1c1e;
-  --page: #ffffff; --row: #f5f6f8; }
+  --page: #ffffff; --row: #f5f6f8; --warning: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e9e9ec; --quiet: #a3a7ae; --line: #3b3e44; --strong: #c9cbd0;
-  --page: #17181b; --row: #202226; } }
+  --page: #17181b; --row: #202226; --warning: #ff8a80; } }
 body { margin: 0; padding: 2rem; background: var(--page); color: var(--ink);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.25rem; margin: 0 0 .4rem; max-width: 60rem; }
@@ -72,6 +75,8 @@ thead th { white-space: normal; min-width: 3.5rem; }
 .footnote { margin: .35rem 0 0; color: var(--quiet); font-size: .88rem; }
 .aside { color: var(--quiet); font-size: .88em; margin-left: .5em; }
 td.n .aside { display: inline-block; min-width: var(--aside, 0); text-align: left; }
+.warning, .warning .aside { color: var(--warning); }
+.warning { font-weight: 600; }
 .notes { max-width: 60rem; color: var(--quiet); font-size: .9rem; }
 .notes dt { color: var(--ink); font-weight: 600; float: left; clear: left; margin-right: .5em; }
 .notes dd { margin: 0 0 .35rem; }
@@ -199,11 +204,12 @@ def _html_cell(cell: Cell, column: Column, widest_aside: int, position: int) -> 
         aside = f'<span class="aside" style="--aside: {widest_aside * 0.56:.1f}em">{escape(cell.aside)}</span>'
     elif cell.aside:
         aside = f'<span class="aside">{escape(cell.aside)}</span>'
-    return f"<{tag}{_kind(column)}>{escape(cell.text)}{aside}</{tag}>"
+    return f"<{tag}{_kind(column, cell.warning)}>{escape(cell.text)}{aside}</{tag}>"
 
 
-def _kind(column: Column) -> str:
-    return ' class="n"' if column.numeric else ""
+def _kind(column: Column, warning: bool = False) -> str:
+    names = [*(["n"] if column.numeric else []), *(["warning"] if warning else [])]
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _runs(columns: Sequence[Column]) -> list[tuple[str, int]]:
