@@ -134,7 +134,8 @@ def bootstrap(
         membership: bool ``(canary, model)``.
         fprs: false positive rates, as in :func:`coalmine.audit.roc.tpr_at_fpr`.
         replicates: number of resampled audits, at least 1; a replicate that draws no member or no non-member is NaN.
-        seed: the same seed draws the same canaries (and models) for every attack.
+        seed: the same seed draws the same canaries (and models) for every attack on as many, so that differences of
+            two attacks' replicates are those of a paired bootstrap.
         two_way: resample models too.
     """
     if replicates < 1:
