@@ -19,6 +19,10 @@ SMALL = [
     ResNet(width=4, blocks=(1, 2), norm="group"),
     WideResNet(depth=10, widen=1),
     WideResNet(depth=10, widen=1, bias=True, downsample="second", norm="group"),
+    WideResNet(depth=10, widen=1, norm="group", order="relu-norm", initialisation="normal"),
+    WideResNet(
+        depth=10, widen=1, norm="group", bias=True, weight_standardisation=True, initialisation="truncated-normal"
+    ),
     ConvNet(depth=2, width=6),
     ConvNet(depth=3, width=6, norm="none"),
     SmallNet(width=4, hidden=8),

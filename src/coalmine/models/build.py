@@ -29,7 +29,8 @@ def build(
         CoalmineError: if the images are too small for the network.
     """
     network = skeleton(model, channels, image_size, classes).to_empty(device="cpu")
-    initialise(network, generator)
+    initialisation = model.initialisation if isinstance(model, settings.WideResNet) else "uniform"
+    initialise(network, generator, initialisation)
     return network
 
 
