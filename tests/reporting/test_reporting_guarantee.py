@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import ResultsFolder
 
@@ -13,7 +15,7 @@ from coalmine.reporting.results import Claim, EmpiricalEpsilon, load_results
 from coalmine.reporting.writers import csv_text, format_table, html_page, latex_text
 
 FOUND = EmpiricalEpsilon(lower=2.5, confidence=0.95, delta=1e-5, ceiling=4.25, canaries=400)
-MECHANISM = {"noise_multiplier": 3.125, "sampling_rate": 0.0512, "steps": 12_345, "clip": 1.5}
+MECHANISM = {"noise_multiplier": 3.125, "sampling_rate": 0.0512, "steps": 1_234_567, "clip": 1.5}
 NOTE = "PLD did not finish, RDP instead"
 
 
@@ -96,7 +98,7 @@ def test_table1_holds_the_whole_claim(claiming: ResultsFolder) -> None:
     assert none[names].isna().all()
     header, first, second = csv_text(frame).splitlines()
     position = header.split(",").index("claimed_steps")
-    assert (first.split(",")[position], second.split(",")[position]) == ("12345", "")
+    assert (first.split(",")[position], second.split(",")[position]) == ("1234567", "")
 
 
 def test_a_vacuous_epsilon_is_called_so_with_its_number(claiming: ResultsFolder) -> None:
@@ -112,10 +114,16 @@ def test_a_vacuous_epsilon_is_called_so_with_its_number(claiming: ResultsFolder)
 def test_the_accounting_stands_beside_the_claim(claiming: ResultsFolder) -> None:
     (sheet,) = table1.layout(table(claiming, "random", "eight"))
     position = [column.heading for column in sheet.columns].index("accounting")
-    said = "δ = 10⁻⁵, PLD, σ = 3.125, q = 0.0512, 12,345 steps, C = 1.5"
+    said = "δ = 10⁻⁵, PLD, σ = 3.125, q = 0.0512, 1,234,567 steps, C = 1.5"
     assert [cells[position].text for cells in sheet.cells()] == ["–", said]
     (without,) = table1.layout(table(claiming, "random"))
     assert "accounting" not in [column.heading for column in without.columns]
+
+
+def test_a_finished_table_reads_back_as_it_was_shown(claiming: ResultsFolder) -> None:
+    frame = table(claiming, "random", "eight", "huge", "broken")
+    read = pd.read_csv(StringIO(csv_text(frame)))
+    assert html_page(table1.layout(read), "title", []) == html_page(table1.layout(frame), "title", [])
 
 
 def test_what_a_claim_leaves_open_is_said(folder: ResultsFolder) -> None:
@@ -136,6 +144,7 @@ def test_a_claim_that_the_audit_refutes_is_marked_everywhere(claiming: ResultsFo
     assert frame["claim_exceeded"].tolist() == [False, True]
     layout = table1.layout(frame)
     page = html_page(layout, "title", [])
+    assert '<td class="n">2.50<span' in page
     assert '<td class="warning">1 exceeded by the audit' in page
     assert '<td class="n warning">2.50 exceeds the claim' in page
     assert page.count('warning">') == 2  # in the table; the style sheet names it otherwise

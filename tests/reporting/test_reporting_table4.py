@@ -119,6 +119,7 @@ def test_what_models_share_does_not_blur_the_accuracy_difference(compared: Resul
     assert row["accuracy_difference_low"] > 0
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_model_has_no_error_and_shows_no_difference_of_accuracy(folder: ResultsFolder) -> None:
     for method, mean in (("random", 0.95), ("dp", 0.90)):
         add(folder, method, 3.0, 0.9)
@@ -172,6 +173,12 @@ def test_the_verdict_names_what_the_statistics_support(
     page = html_page(table4.layout(frame), "title", [])
     full = {"dominates": "leaks less, more accurate", "dominated": "leaks more, less accurate"}.get(verdict)
     assert f"<td>{verdict}" + (f'<span class="aside">{full}</span>' if full else "") + "</td>" in page
+
+
+def test_an_interval_that_touches_zero_shows_no_difference() -> None:
+    signs = {(0.0, 0.1): 0, (-0.1, 0.0): 0, (-0.1, 0.1): 0, (0.01, 0.1): 1, (-0.1, -0.01): -1, (None, None): 0}
+    for (low, high), sign in signs.items():
+        assert table4._sign({"gap_low": low, "gap_high": high}, "gap") == sign
 
 
 def test_a_small_difference_of_accuracy_is_no_finding(folder: ResultsFolder) -> None:
@@ -251,6 +258,16 @@ def test_a_vacuous_baseline_is_called_so_and_its_note_told(compared: ResultsFold
     assert "<td>2,444 vacuous</td>" in page
     assert "DP-SGD medium: PLD did not finish, RDP instead" in page
     assert "2,444 vacuous" in latex_text(table4.layout(frame), "title")
+
+
+def test_steps_stay_whole_beside_a_baseline_without_a_claim(compared: ResultsFolder) -> None:
+    add(compared, "unclaimed", 1.0, 0.80)
+    add(compared, "weak", 1.0, 0.81)
+    changed = {**claimed(8.0), "steps": 1_234_567}
+    add(compared, "dp", 1.0, 0.92, claimed=changed)
+    lines = csv_text(built(compared, "random", "weak", baselines=("dp", "unclaimed"))).splitlines()
+    position = lines[0].split(",").index("baseline_claimed_steps")
+    assert [line.split(",")[position] for line in lines[1:]] == ["1234567", ""]
 
 
 def test_the_table_reads_back_as_it_was_shown_and_fits_the_terminal(compared: ResultsFolder, tmp_path: Path) -> None:
