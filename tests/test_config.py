@@ -756,3 +756,63 @@ def test_checking_a_configuration_imports_nothing_heavy() -> None:
 
 def test_a_problem_is_a_path_and_a_sentence() -> None:
     assert problems("seed: -1") == [Problem("seed", "should be greater than or equal to 0 (found -1).")]
+
+
+# --- differential privacy ---------------------------------------------------------------------------------------
+
+DPSGD = """
+methods:
+  private: {module: dpsgd, label: Private, epsilon: 8, steps: 10, batch_size: 100, model: {name: mlp}}
+"""
+
+
+def with_dpsgd(settings: str) -> list[str]:
+    return [DPSGD, f"methods: {{private: {settings}}}"]
+
+
+def test_a_private_method_is_in_order() -> None:
+    private = run(DPSGD)
+    assert private.claims_privacy("private")
+    assert not private.claims_privacy("undefended")
+    assert not private.synthesizes("private")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("{model: {name: small-cnn}}", "methods.private.model: has batch norm.*model: {name: small-cnn, norm: group}"),
+        ("{training: {precision: bfloat16}}", "methods.private.training.precision: is bfloat16.*set float32 or tf32"),
+        ("{views: 4}", "methods.private.views: is 4, but without augmentation .*shift: 1"),
+        ("{batch_size: 1201}", "methods.private.batch_size: is 1201, but a shadow model has only 1200 samples"),
+        ("{delta: 1.0e-3}", "methods.private.delta: is 0.001; .* needs less than 1 / 1200"),
+        ("{noise_multiplier: 1.0}", "methods.private: .*either epsilon .* or noise_multiplier, not both"),
+        ("{epsilon: null}", "methods.private: .*either epsilon .* or noise_multiplier, not both"),
+        ("{training: {epochs: 3}}", "training.epochs: is not used by dpsgd, .* only augmentation and precision"),
+    ],
+)
+def test_settings_that_cannot_give_a_guarantee_are_refused_before_any_job(settings: str, told: str) -> None:
+    assert re.search(told, only_problem(*with_dpsgd(settings)))
+
+
+def test_views_need_an_augmentation_of_the_entrys_own_or_of_the_run() -> None:
+    run(*with_dpsgd("{views: 4, training: {augmentation: {shift: 1}}}"))
+    run("training: {augmentation: {flip: true}}", *with_dpsgd("{views: 4}"))
+
+
+def test_a_run_with_batch_norm_needs_no_other_model_for_its_other_methods() -> None:
+    assert run(DPSGD).method("undefended").model.name == "small-cnn"
+
+
+def test_private_training_depends_on_two_fields_of_the_recipe_only() -> None:
+    before, after = run(DPSGD), run(DPSGD, "training: {epochs: 61, learning_rate: 0.2}")
+    assert before.spec("train", method="private") == after.spec("train", method="private")
+    assert before.spec("train", method="undefended") != after.spec("train", method="undefended")
+    changed = run(DPSGD, "training: {augmentation: {shift: 1}}")
+    assert before.spec("train", method="private") != changed.spec("train", method="private")
+
+
+def test_the_account_of_a_method_depends_on_its_settings_and_not_on_its_recipe_or_model() -> None:
+    before = run(DPSGD).spec("account", method="private")
+    assert run(DPSGD, "training: {augmentation: {shift: 1}}").spec("account", method="private") == before
+    assert run(*with_dpsgd("{model: {name: mlp, hidden: [8]}}")).spec("account", method="private") == before
+    assert run(*with_dpsgd("{epsilon: 1}")).spec("account", method="private") != before

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
 from coalmine.errors import CoalmineError
+from coalmine.mechanism import Mechanism
 
 Accountant = Literal["pld", "rdp"]
 
@@ -84,38 +85,6 @@ LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
 
 class AccountingLimit(CoalmineError):  # noqa: N818 (a limit met, and answered by the other accountant)
     """The PLD accountant gives no epsilon within its limits; RDP does."""
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times (add-or-remove-one adjacency).
-
-    Attributes:
-        noise_multiplier: standard deviation of the noise over the clipping norm, above 0.
-        sampling_rate: probability of each example to take part in a step, in (0, 1].
-        steps: number of steps, at least 1.
-
-    Raises:
-        CoalmineError: if one of them is outside its range.
-    """
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.noise_multiplier < math.inf:
-            raise CoalmineError(
-                f"noise_multiplier is {self.noise_multiplier}: give a finite number above 0, the noise over the "
-                "clipping norm (without noise there is no guarantee to account for)"
-            )
-        if not 0 < self.sampling_rate <= 1:
-            raise CoalmineError(
-                f"sampling_rate is {self.sampling_rate}: give a probability above 0 and up to 1, the expected batch "
-                "over the number of examples"
-            )
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise CoalmineError(f"steps is {self.steps}: give a whole number, at least 1")
 
 
 @dataclass(frozen=True)

@@ -206,13 +206,26 @@ def _plain_data(value: Any) -> Any:
 
 
 def _without_null_entries(raw: dict[str, Any]) -> dict[str, Any]:
-    """Drop methods, controls, tables and figures that an overlay set to null."""
-    return {
-        section: {name: entry for name, entry in entries.items() if entry is not None}
-        if section in ("methods", "controls", "tables", "figures") and isinstance(entries, dict)
-        else entries
-        for section, entries in raw.items()
-    }
+    """Drop what an overlay set to null: methods, controls, tables, figures, and settings of a model.
+
+    The latter lets an overlay name another architecture, whose settings are others.
+    """
+    cleaned = dict(raw)
+    for section in ("methods", "controls", "tables", "figures", "model"):
+        cleaned |= {section: _without_nulls(raw[section])} if section in raw else {}
+    methods = cleaned.get("methods")
+    if isinstance(methods, dict):
+        cleaned["methods"] = {name: _with_clean_model(entry) for name, entry in methods.items()}
+    return cleaned
+
+
+def _without_nulls(block: Any) -> Any:
+    return {key: value for key, value in block.items() if value is not None} if isinstance(block, dict) else block
+
+
+def _with_clean_model(entry: Any) -> Any:
+    has_one = isinstance(entry, dict) and "model" in entry
+    return {**entry, "model": _without_nulls(entry["model"])} if has_one else entry
 
 
 def _sound_sections(raw: dict[str, Any]) -> dict[str, Any]:
@@ -276,6 +289,9 @@ class _Checker:
         shared = self.read(Shared, {key: value for key, value in entry.items() if key not in own}, path)
         model = (shared and shared.model) or sound.get("model")
         recipe = sound.get("training")
+        if shared and settings:
+            used = getattr(load("methods", own["module"]), "RECIPE", None)
+            self.problems += _unused_overrides(shared.training, used, own["module"], f"{path}.training")
         if shared and shared.training and isinstance(raw.get("training"), dict):
             recipe = self._read_override(raw["training"], shared.training, f"{path}.training")
         if settings is None or shared is None or model is None or recipe is None:
@@ -314,6 +330,16 @@ class _Checker:
             return None
         settings: Settings | None = self.read(model, own, path)
         return settings
+
+
+def _unused_overrides(
+    override: dict[str, Any], used: tuple[str, ...] | None, module: str, path: str
+) -> Iterator[Problem]:
+    """Yield what an entry sets in the recipe although its method takes something else."""
+    for key in override:
+        if used is not None and key in Recipe.model_fields and key not in used:
+            message = f"is not used by {module}, which takes only {' and '.join(used)} from the recipe."
+            yield Problem(f"{path}.{key}", message)
 
 
 def available(section: str) -> list[str]:
@@ -376,23 +402,50 @@ def _cross_check(raw: dict[str, Any], sound: Mapping[str, Any], modules: Modules
     average = audit.average if audit else None
     if "data" in sound:
         yield from _check_data(sound["data"], audit, modules)
+        yield from _check_methods(modules, _population(sound["data"], audit, modules))
     yield from _check_names(raw, separate=average is not None and average.models == "separate")
     if audit:
         yield from _check_average_case(average, sound.get("controls", ()), modules)
 
 
-def _check_data(data: Data, audit: Audit | None, modules: Modules) -> Iterator[Problem]:
-    size = data.private_size
+def _sizes(data: Data, modules: Modules) -> tuple[int | None, int | None]:
+    """Return how many private samples the run keeps and its source has at most, as far as is known before reading."""
+    most = None
     if "private" in modules.sources:
         module, settings = modules.sources["private"]
         source = load("data", module)
-        # Sources whose size is known before they are read say so.
         most = source.expected_size(settings) if hasattr(source, "expected_size") else None
-        if size is not None and most is not None and size > most:
-            yield Problem("data.private_size", f"is {size}, but {module} has only {most} private samples.")
-        size = min(filter(None, (size, most)), default=None)
+    return min(filter(None, (data.private_size, most)), default=None), most
+
+
+def _clean_samples(audit: Audit) -> int:
+    return (audit.average.samples or 0) if audit.average else 0
+
+
+def _population(data: Data, audit: Audit | None, modules: Modules) -> float | None:
+    """Return the samples of a shadow model on average, if that is known: see ``coalmine.audit.design.population``."""
+    size, _ = _sizes(data, modules)
+    return size - (audit.canaries + _clean_samples(audit)) / 2 if audit and size is not None else None
+
+
+def _check_methods(modules: Modules, population: float | None) -> Iterator[Problem]:
+    """Ask the methods that can tell whether their settings will work."""
+    for method in modules.methods.values():
+        module = load("methods", method.module)
+        if hasattr(module, "objection"):
+            objection = module.objection(method.settings, method.model, method.recipe, population)
+            if objection:
+                field, reason = objection
+                yield Problem(f"methods.{method.name}.{field}", reason)
+
+
+def _check_data(data: Data, audit: Audit | None, modules: Modules) -> Iterator[Problem]:
+    size, most = _sizes(data, modules)
+    if data.private_size is not None and most is not None and data.private_size > most:
+        module, _ = modules.sources["private"]
+        yield Problem("data.private_size", f"is {data.private_size}, but {module} has only {most} private samples.")
     if audit and size is not None:
-        clean = (audit.average.samples or 0) if audit.average else 0
+        clean = _clean_samples(audit)
         if audit.canaries + clean >= size:
             total = f"{audit.canaries} canaries" + (f" and {clean} samples of `average`" if clean else "")
             yield Problem("audit.canaries", f"{total} are audited, but there are only {size} private samples.")
@@ -428,7 +481,11 @@ def _check_names(raw: dict[str, Any], *, separate: bool) -> Iterator[Problem]:
         if isinstance(of, str) and of not in methods:
             yield Problem(f"controls.{name}.of", f"names no method {of}{suggestion(of, methods)}")
     twins = [name + AVERAGE_SUFFIX for name in methods] if separate else []
-    allowed = {"methods": ("method or control", [*methods, *controls]), "average": ("method", [*methods, *twins])}
+    allowed = {
+        "methods": ("method or control", [*methods, *controls]),
+        "baselines": ("method", [*methods]),
+        "average": ("method", [*methods, *twins]),
+    }
     for section in ("tables", "figures"):
         for name, report in _blocks(raw, section):
             for key, (what, known) in allowed.items():
@@ -465,11 +522,15 @@ def _check_average_case(average: AverageCase | None, controls: Iterable[str], mo
 
 def _methods_of(report: Settings) -> tuple[str, ...]:
     """The methods and controls that a table or figure shows."""
-    return tuple(getattr(report, "methods", ()))
+    return (*getattr(report, "methods", ()), *getattr(report, "baselines", ()))
 
 
 def _synthesizes(method: Method) -> bool:
     return hasattr(load("methods", method.module), "synthesize")
+
+
+def _claims_privacy(method: Method) -> bool:
+    return hasattr(load("methods", method.module), "guarantee")
 
 
 def _uses_public(method: Method) -> bool:
@@ -518,6 +579,10 @@ class Run:
         """Tell whether a method replaces the private data (else it trains on them)."""
         return _synthesizes(self.method(name))
 
+    def claims_privacy(self, name: str) -> bool:
+        """Tell whether a method has a guarantee of differential privacy, vacuous or not."""
+        return _claims_privacy(self.method(name))
+
     def uses_public(self, name: str) -> bool:
         """Tell whether a method needs the run's public data."""
         return _uses_public(self.method(name))
@@ -550,8 +615,8 @@ class Run:
         return provenance.code_hash(f"coalmine.stages.{stage}", *([module] if module else []))
 
     def method_code(self, stage: str, method: str) -> str:
-        """Return the code hash of ``synthesize`` or ``train``, with the method's file where the stage runs it."""
-        runs_method = stage == "synthesize" or not self.synthesizes(method)
+        """Return the code hash of a stage on a method, with the method's file where the stage runs it."""
+        runs_method = stage in ("account", "synthesize") or not self.synthesizes(method)
         return self.code(stage, f"coalmine.methods.{self.method(method).module}" if runs_method else None)
 
     def source_module(self, role: str) -> str:
@@ -592,6 +657,9 @@ class Run:
             "average": case == "average",
         }
 
+    def _account_spec(self, method: str) -> dict[str, Any]:
+        return {"method": method} | self._module_spec(method)
+
     def _synthesize_spec(self, method: str) -> dict[str, Any]:
         return self._setup_spec(method) | self._module_spec(method)
 
@@ -604,11 +672,12 @@ class Run:
 
     def _setup_spec(self, method: str) -> dict[str, Any]:
         entry = self.method(method)
+        used = getattr(load("methods", entry.module), "RECIPE", None)
         return {
             "seed": self.config.seed,
             "method": method,
             "model": _plain(entry.model),
-            "training": _plain(entry.recipe),
+            "training": {key: value for key, value in _plain(entry.recipe).items() if used is None or key in used},
             "normalisation": _plain(self.config.data.normalisation),
         }
 

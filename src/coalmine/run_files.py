@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from coalmine.artefacts import digest, read_json, read_npy, write_bytes, write_npy
+from coalmine.artefacts import check_header, digest, read_json, read_npy, write_bytes, write_npy
 from coalmine.audit.design import Design
 from coalmine.data.images import ImageSet
 from coalmine.errors import CoalmineError
@@ -61,6 +62,17 @@ def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
         )
     included = read_npy(membership, "bool", (len(index), None))
     return Design(index, true_label, canary_label, mislabelled.astype(bool), included)
+
+
+def read_account(path: Path, method: str, design: str) -> dict[str, Any]:
+    """Read what the ``account`` stage wrote for a method under the design with this digest.
+
+    Raises:
+        CoalmineError: the file is missing, broken, or another method's or design's.
+    """
+    account: dict[str, Any] = read_json(path)
+    check_header(path, account, stage="account", spec__method=method, inputs__design=design)
+    return account
 
 
 def design_digest(design: Design) -> str:

@@ -18,6 +18,7 @@ from coalmine import seeds
 from coalmine.artefacts import digest
 from coalmine.audit.design import Design, training_indices, training_labels
 from coalmine.data.images import ImageSet
+from coalmine.mechanism import Mechanism
 from coalmine.run_files import design_digest, read_classes, read_design, read_images
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Setup:
         device: where to compute.
         mode: how several models are trained: one after another or as one stacked ensemble.
         progress: prints a line that a person can follow.
+        mechanism: what the method's guarantee allows it to do with private data; None for a method without one.
     """
 
     method: str
@@ -100,6 +102,7 @@ class Setup:
     device: torch.device
     mode: Mode
     progress: Callable[[str], None]
+    mechanism: Mechanism | None = None
 
     def rng(self, shadow: Shadow, purpose: str) -> np.random.Generator:
         """Return the NumPy generator for one purpose of one shadow model."""

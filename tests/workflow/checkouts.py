@@ -26,9 +26,13 @@ SMALL = {
         "undefended": {"module": "undefended", "label": "Undefended"},
         "random": {"module": "coreset", "selection": "random", "fraction": 0.5},
         "forgetting": {"module": "coreset", "selection": "forgetting", "fraction": 0.5, "scoring_epochs": 2},
+        "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32},
     },
     "controls": {"shuffled": {"of": "undefended"}},
-    "tables": {"table1": {"methods": ["undefended", "random", "forgetting", "shuffled"]}},
+    "tables": {
+        "table1": {"methods": ["undefended", "random", "forgetting", "private", "shuffled"]},
+        "table4": {"methods": ["undefended", "random"], "baselines": ["private"]},
+    },
     "figures": {
         "figure1": {"methods": ["undefended", "random", "forgetting"]},
         "figure5": {"methods": ["random", "forgetting"]},
@@ -37,6 +41,7 @@ SMALL = {
 }
 
 MESSAGES = {
+    r"Accounting for the privacy of ([\w-]+)": "account",
     r"Synthetic sets of ([\w-]+) ": "synthesize",
     r"Training the ([\w-]+) models": "train",
     r"Querying the ([\w-]+) models": "logits",

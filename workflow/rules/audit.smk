@@ -45,6 +45,7 @@ rule score:
         test=TEST,
         logits=logits_of,
         synthetic=synthetic_of,
+        privacy=privacy_of,
     output:
         f"{ROOT}/scores/{{method}}.npz",
         f"{ROOT}/metrics/{{method}}.json",
@@ -69,5 +70,6 @@ rule score:
             --test {input.test:q} \
             --logits {input.logits:q} \
             --synthetic {input.synthetic:q} \
+            --privacy {input.privacy:q} \
             --out {output:q} 2>&1 | tee {log:q}
         """

@@ -89,6 +89,17 @@ def synthetic_of(wildcards):
     return per_shadow("synthetic", method, "npz") if RUN.synthesizes(method) else []
 
 
+def privacy_of(wildcards):
+    """What a method guarantees, if it claims differential privacy."""
+    claims = wildcards.method in RUN.audited and RUN.claims_privacy(wildcards.method)
+    return [f"{ROOT}/privacy/{wildcards.method}.json"] if claims else []
+
+
+def training_privacy_of(wildcards):
+    """The same for a method that trains on the private data itself."""
+    return [] if RUN.synthesizes(wildcards.method) else privacy_of(wildcards)
+
+
 def public_of(wildcards):
     """Public data, if the method needs them."""
     return PUBLIC if RUN.uses_public(wildcards.method) else []

@@ -1,8 +1,38 @@
 """Methods: synthetic sets, audited models and their logits, in batches of shadow models.
 
-In: private data and audit design. Out: `synthetic/<method>/<shadow>.npz`, `models/<method>/<shadow>.safetensors`,
-`logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow models they make.
+In: private data and audit design. Out: `privacy/<method>.json` of methods that claim differential privacy,
+`synthetic/<method>/<shadow>.npz`, `models/<method>/<shadow>.safetensors`, `logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow models they make.
 """
+
+
+rule account:
+    """The guarantee of a method that claims differential privacy, and the noise that it needs."""
+    input:
+        labels=PRIVATE[1],
+        design=design_of,
+    output:
+        f"{ROOT}/privacy/{{method}}.json",
+    log:
+        f"{ROOT}/logs/account/{{method}}.log",
+    conda:
+        "../../envs/coalmine.yaml"
+    resources:
+        runtime=60,
+        mem_mb=4000,
+    params:
+        spec=lambda wildcards: RUN.spec("account", method=wildcards.method),
+        code=lambda wildcards: RUN.method_code("account", wildcards.method),
+    message:
+        "Accounting for the privacy of {wildcards.method}"
+    shell:
+        """
+        python -m coalmine.stages.account \
+            --spec {params.spec:q} \
+            --labels {input.labels:q} \
+            --design {input.design:q} \
+            --out {output:q} 2>&1 | tee {log:q}
+        """
+
 
 for batch in batches():
 
@@ -13,6 +43,7 @@ for batch in batches():
             private=PRIVATE,
             design=design_of,
             public=public_of,
+            privacy=privacy_of,
         output:
             batch_outputs("synthetic", "npz", batch),
         log:
@@ -38,6 +69,7 @@ for batch in batches():
                 --private {input.private:q} \
                 --design {input.design:q} \
                 --public {input.public:q} \
+                --privacy {input.privacy:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
                 --out {output:q} 2>&1 | tee {log:q}
             """
@@ -49,6 +81,7 @@ for batch in batches():
             private=PRIVATE,
             design=design_of,
             synthetic=synthetic_of,
+            privacy=training_privacy_of,
         output:
             batch_outputs("models", "safetensors", batch),
         log:
@@ -74,6 +107,7 @@ for batch in batches():
                 --private {input.private:q} \
                 --design {input.design:q} \
                 --synthetic {input.synthetic:q} \
+                --privacy {input.privacy:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
                 --out {output:q} 2>&1 | tee {log:q}
             """

@@ -114,6 +114,14 @@ def shuffled_membership(membership: BoolArray, rng: np.random.Generator) -> Bool
     return rng.permuted(checked_membership(membership), axis=1)
 
 
+def population(design: Design, n: int) -> float:
+    """Return how many of the ``n`` private samples a model trains on, on average: audited ones are IN in half of them.
+
+    It is the same for all models and known without looking at any of them: the public size of the private data.
+    """
+    return n - len(design.index) / 2
+
+
 def training_indices(design: Design, n: int, model: int) -> IntArray:
     """Return the sorted int64 positions that ``model`` trains on: all samples that nobody audits and its IN ones.
 

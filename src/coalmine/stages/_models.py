@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
 from coalmine.data.images import ImageSet
+from coalmine.mechanism import Mechanism
 from coalmine.models.settings import ModelSettings
-from coalmine.settings import Settings
+from coalmine.run_files import read_account
 from coalmine.shadows import PrivateData, Setup
 from coalmine.stages import _command
 from coalmine.training.device import device_name, peak_memory_mb, resolve_device
@@ -47,6 +46,20 @@ def add_execution(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, default=1, help="CPU threads of this job")
 
 
+def add_guarantee(command: argparse.ArgumentParser) -> None:
+    """Add the file of the ``account`` stage, which methods with a guarantee have."""
+    command.add_argument("--privacy", type=Path, nargs="*", default=[], help="privacy/<method>.json, if there is one")
+
+
+def mechanism(arguments: argparse.Namespace, method: str, design: str) -> Mechanism | None:
+    """Read the mechanism that :func:`add_guarantee` names, made for this method and this audit design."""
+    if not arguments.privacy:
+        return None
+    (path,) = arguments.privacy
+    account = read_account(path, method, design)
+    return Mechanism(**account["guarantee"]["mechanism"])
+
+
 def execution(arguments: argparse.Namespace) -> tuple[torch.device, Mode]:
     """Set the number of threads and return the device and how models are batched on it."""
     torch.set_num_threads(arguments.threads)
@@ -64,6 +77,7 @@ def setup(
     mode: Mode,
     progress: Callable[[str], None],
     public: ImageSet | None = None,
+    mechanism: Mechanism | None = None,
 ) -> Setup:
     """Return what methods are given besides private data, read from a ``synthesize`` or ``train`` spec."""
     return Setup(
@@ -74,21 +88,11 @@ def setup(
         normalisation=Normalisation.model_validate_json(json.dumps(spec["normalisation"])),
         classes=classes,
         public=public,
+        mechanism=mechanism,
         device=device,
         mode=mode,
         progress=progress,
     )
-
-
-def load_method(spec: dict[str, Any]) -> tuple[ModuleType, Settings]:
-    """Return the method file that a spec names and its checked settings."""
-    method = importlib.import_module(method_module(spec))
-    return method, method.Settings.model_validate_json(json.dumps(spec["settings"]))
-
-
-def method_module(spec: dict[str, Any]) -> str:
-    """Return the full name of the method file that a spec names."""
-    return f"coalmine.methods.{spec['module']}"
 
 
 def measurements(seconds: float, device: torch.device, size: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from coalmine.audit.design import Design, shuffled_membership
 from coalmine.audit.metrics import evaluate, max_over_variants, memorised
 from coalmine.errors import CoalmineError
 from coalmine.progress import reporter
-from coalmine.run_files import design_digest, read_design, read_images
+from coalmine.run_files import design_digest, read_account, read_design, read_images
 from coalmine.seeds import numpy_generator, seed_sequence
 from coalmine.stages import _command
 
@@ -52,6 +52,17 @@ def accuracy(test_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {"mean": float(per_model.mean()), "se": float(error), "per_model": per_model.tolist()}
 
 
+def claimed(paths: list[Path], method: str, design: str) -> dict[str, Any]:
+    """Return the guarantee that a method claims, and by which mechanism; all None without one."""
+    names = ("epsilon", "delta", "accountant", "noise_multiplier", "sampling_rate", "steps", "clip", "note")
+    if not paths:
+        return dict.fromkeys(names)
+    account = read_account(paths[0], method, design)
+    guarantee = account["guarantee"]
+    found = {**guarantee, **guarantee["mechanism"], "clip": account["clip"], "note": guarantee["note"] or None}
+    return {name: found[name] for name in names}
+
+
 def main() -> None:
     """Read logits and design, score, write scores and metrics."""
     command = _command.parser(__doc__)
@@ -59,6 +70,7 @@ def main() -> None:
     _command.add_test_data(command)
     command.add_argument("--labels", type=Path, required=True, help="data/private/labels.npy")
     command.add_argument("--logits", type=Path, nargs="+", required=True, help="logits of all shadow models")
+    command.add_argument("--privacy", type=Path, nargs="*", default=[], help="privacy/<method>.json, if there is one")
     command.add_argument("--synthetic", type=Path, nargs="*", default=[], help="synthetic sets of all shadow models")
     arguments = command.parse_args()
     spec = arguments.spec
@@ -87,7 +99,7 @@ def main() -> None:
             "views": views,
         },
         "accuracy": accuracy(test_logits, test.labels),
-        "claimed": {"epsilon": None, "delta": None, "accountant": None},
+        "claimed": claimed(arguments.privacy, spec["method"], drawn_for),
         "primary": primary_attack(views),
         "groups": {},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from coalmine.progress import reporter
 from coalmine.run_files import read_images
 from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
+from coalmine.stages._methods import load_method, method_module
 
 
 def main() -> None:
     """Give the method its shadow models' private data and write each synthetic set as soon as it is there."""
     command = _command.parser(__doc__)
     _models.add_private_data(command)
+    _models.add_guarantee(command)
     _models.add_execution(command)
     command.add_argument("--public", type=Path, nargs="*", default=[], help="public images and labels, if needed")
     arguments = command.parse_args()
@@ -27,10 +30,13 @@ def main() -> None:
     device, mode = _models.execution(arguments)
     data = _models.private_data(arguments)
     public = read_images(*arguments.public) if arguments.public else None
-    method, settings = _models.load_method(spec)
-    setup = _models.setup(spec, len(data.classes), device, mode, progress, public)
+    digests = data.digests()
+    mechanism = _models.mechanism(arguments, spec["method"], digests["design"])
+    guarded = {"mechanism": asdict(mechanism)} if mechanism else {}
+    method, settings = load_method(spec)
+    setup = _models.setup(spec, len(data.classes), device, mode, progress, public, mechanism)
 
-    base = _command.header("synthesize", spec, _models.method_module(spec), inputs=data.digests())
+    base = _command.header("synthesize", spec, method_module(spec), inputs={**digests, **guarded})
     batch = Batch(outputs, lambda shadow: {**base, "shadow": shadow}, lambda path: read_npz(path)[0], progress)
     shadows = [data.shadow(number) for number in batch.waiting]
     canaries = data.design.index[data.design.mislabelled]

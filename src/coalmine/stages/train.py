@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from coalmine.artefacts import check_header, digest, read_npz, read_safetensors, write_safetensors
@@ -9,6 +10,7 @@ from coalmine.progress import reporter
 from coalmine.shadows import Shadow
 from coalmine.stages import _command, _models
 from coalmine.stages._batch import Batch
+from coalmine.stages._methods import load_method, method_module
 from coalmine.training.sets import TrainingSet
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     """Train and write each model as soon as it is there."""
     command = _command.parser(__doc__)
     _models.add_private_data(command)
+    _models.add_guarantee(command)
     _models.add_execution(command)
     command.add_argument("--synthetic", type=Path, nargs="*", default=[], help="synthetic sets of the shadow models")
     arguments = command.parse_args()
@@ -41,17 +44,20 @@ def main() -> None:
     digests = data.digests()
 
     synthetic = {_command.shadow_number(path): path for path in arguments.synthetic if path.suffix == ".npz"}
-    base = _command.header("train", spec, _models.method_module(spec) if "module" in spec else None)
+    base = _command.header("train", spec, method_module(spec) if "module" in spec else None)
+
+    mechanism = _models.mechanism(arguments, spec["method"], digests["design"])
+    guarded = {"mechanism": asdict(mechanism)} if mechanism else {}
 
     def header(shadow: int) -> dict[str, object]:
         made_from = {"synthetic": digest_of_set(synthetic[shadow])} if synthetic else {}
-        return {**base, "shadow": shadow, "inputs": {**digests, **made_from}}
+        return {**base, "shadow": shadow, "inputs": {**digests, **guarded, **made_from}}
 
     batch = Batch(outputs, header, lambda path: read_safetensors(path)[0], progress)
-    setup = _models.setup(spec, len(data.classes), device, mode, progress)
+    setup = _models.setup(spec, len(data.classes), device, mode, progress, mechanism=mechanism)
     shadows = [data.shadow(number) for number in batch.waiting]
     if "module" in spec:
-        method, settings = _models.load_method(spec)
+        method, settings = load_method(spec)
         trained_models = method.train(shadows, settings, setup)
     else:
         sets = [

@@ -129,8 +129,8 @@ class MovingAverage:
     """Exponential moving average of parameters: what is evaluated and published instead of the last iterate.
 
     After update ``t`` (from 0) it moves to the parameters by ``1 - d`` of the way, with
-    ``d = min(decay, (1 + t) / (10 + t))`` (De et al. 2022, section 3.3). It is a function of the noisy iterates only, so
-    it costs no privacy.
+    ``d = min(decay, (1 + t) / (10 + t))`` (De et al. 2022, section 3.3). It is a function of the noisy iterates only,
+    so it costs no privacy.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
