@@ -816,3 +816,28 @@ def test_the_account_of_a_method_depends_on_its_settings_and_not_on_its_recipe_o
     assert run(DPSGD, "training: {augmentation: {shift: 1}}").spec("account", method="private") == before
     assert run(*with_dpsgd("{model: {name: mlp, hidden: [8]}}")).spec("account", method="private") == before
     assert run(*with_dpsgd("{epsilon: 1}")).spec("account", method="private") != before
+
+
+def test_baselines_are_private_methods_and_are_compared_with_methods_only() -> None:
+    found = problems(DPSGD, "tables: {table4: {methods: [undefended, shuffled], baselines: [random, private, gone]}}")
+    assert {path for path, _ in found} == {"tables.table4.baselines", "tables.table4.methods"}
+    told = "\n".join(message for _, message in found)
+    assert "lists random, which claims no differential privacy" in told
+    assert "lists the control shuffled, which no baseline can be compared with" in told
+    assert "names no method gone" in told
+
+
+def test_baselines_get_their_labels() -> None:
+    compared = run(DPSGD, "tables: {table4: {methods: [undefended], baselines: [private]}}")
+    assert compared.report("tables", "table4").labels == {"undefended": "Undefended", "private": "Private"}
+    needs, methods = compared.report_needs("tables", "table4")
+    assert methods == ("undefended", "private")
+    assert "scores" in needs
+
+
+def test_an_overlay_may_take_another_architecture_and_remove_settings_that_it_lacks() -> None:
+    changed = run(
+        *with_dpsgd("{model: {hidden: [8]}}"), "methods: {private: {model: {name: convnet, norm: group, hidden: null}}}"
+    )
+    assert changed.method("private").model.name == "convnet"
+    assert run("model: {name: resnet, width: 8}", "model: {name: mlp, width: null}").config.model.name == "mlp"

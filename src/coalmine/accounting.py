@@ -332,7 +332,8 @@ def _interval(mechanism: Mechanism, delta: float) -> float:
     """Return the interval of the PLD's grid, in units of the privacy loss; no clock and no measurement enter.
 
     Rounding moves the mean loss by at most h^2 / 8 a step and adds at most h^2 / 4 to its variance. With
-    h = k min(sd of a step, sqrt(epsilon / steps)), both together add about k^2 / 4 of epsilon at most.
+    h = k min(sd of a step, sqrt(epsilon / steps)), both together add about k^2 / 4 of epsilon at most. Rounding errors
+    of one step's probabilities are of the order of span / h^2, so that tiny losses need a coarser grid.
 
     Raises:
         AccountingLimit: if delta is too small for floating point, or no interval is both fine and coarse enough.
@@ -350,7 +351,7 @@ def _interval(mechanism: Mechanism, delta: float) -> float:
     epsilon = steps * mean + math.sqrt(2 * math.log(1 / delta) * steps) * deviation
     scale = min(deviation, math.sqrt(epsilon / steps), LONGEST_INTERVAL / COARSEST)
     width = max(_width(removed, steps, span), _width(added, steps, span))
-    needed = max(width / MOST_POINTS, span / MOST_POINTS_OF_ONE_STEP, math.sqrt(ROUNDING * steps * span))
+    needed = max(width / MOST_POINTS, span / MOST_POINTS_OF_ONE_STEP, 2 * math.sqrt(ROUNDING * steps * span))
     if needed > COARSEST * scale:
         raise AccountingLimit(
             f"a PLD of noise_multiplier {mechanism.noise_multiplier:g}, sampling_rate {mechanism.sampling_rate:g} and "
@@ -404,10 +405,7 @@ def _composed_epsilon(mechanism: Mechanism, delta: float) -> float:
         use_connect_dots=True,
     )
     composed = one_step.self_compose(mechanism.steps, tail_mass_truncation=CUT_MASS)
-    left = delta - _allowance(mechanism)
-    if composed.get_delta_for_epsilon(0.0) <= left:
-        return 0.0
-    epsilon = float(composed.get_epsilon_for_delta(left))
+    epsilon = float(composed.get_epsilon_for_delta(delta - _allowance(mechanism)))
     if not math.isfinite(epsilon):
         raise AccountingLimit(f"the PLD has no finite epsilon at delta {delta}; use accountant rdp")
     return epsilon

@@ -404,6 +404,7 @@ def _cross_check(raw: dict[str, Any], sound: Mapping[str, Any], modules: Modules
         yield from _check_data(sound["data"], audit, modules)
         yield from _check_methods(modules, _population(sound["data"], audit, modules))
     yield from _check_names(raw, separate=average is not None and average.models == "separate")
+    yield from _check_baselines(sound.get("controls", ()), modules)
     if audit:
         yield from _check_average_case(average, sound.get("controls", ()), modules)
 
@@ -493,6 +494,20 @@ def _check_names(raw: dict[str, Any], *, separate: bool) -> Iterator[Problem]:
                     if method not in known:
                         message = f"names no {what} {method}{suggestion(method, known)}"
                         yield Problem(f"{section}.{name}.{key}", message)
+
+
+def _check_baselines(controls: Iterable[str], modules: Modules) -> Iterator[Problem]:
+    """Check what is compared with differentially private methods, and that these are."""
+    for section, reports in (("tables", modules.tables), ("figures", modules.figures)):
+        for name, report in reports.items():
+            baselines = getattr(report, "baselines", ())
+            for baseline in baselines:
+                if baseline in modules.methods and not _claims_privacy(modules.methods[baseline]):
+                    message = f"lists {baseline}, which claims no differential privacy; take a method that does."
+                    yield Problem(f"{section}.{name}.baselines", message)
+            for control in set(controls) & set(getattr(report, "methods", ())) if baselines else ():
+                message = f"lists the control {control}, which no baseline can be compared with; leave it out."
+                yield Problem(f"{section}.{name}.methods", message)
 
 
 def _texts(value: Any) -> list[str]:

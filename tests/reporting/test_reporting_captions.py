@@ -8,7 +8,19 @@ docutils_core = pytest.importorskip("docutils.core")
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 CONFIG = {"run": "demo", "seed": 0, "shadows": 32}
-NAMES = ("table1", "table5", "table6", "table7", "table99", "figure1", "figure3", "figure4", "figure5", "figure99")
+NAMES = (
+    "table1",
+    "table4",
+    "table5",
+    "table6",
+    "table7",
+    "table99",
+    "figure1",
+    "figure3",
+    "figure4",
+    "figure5",
+    "figure99",
+)
 
 
 def rendered(name: str, **wildcards: str) -> str:

@@ -31,7 +31,7 @@ SMALL = {
     "controls": {"shuffled": {"of": "undefended"}},
     "tables": {
         "table1": {"methods": ["undefended", "random", "forgetting", "private", "shuffled"]},
-        "table4": {"methods": ["undefended", "random"], "baselines": ["private"]},
+        "table4": {"methods": ["undefended", "random", "forgetting"], "baselines": ["private"]},
     },
     "figures": {
         "figure1": {"methods": ["undefended", "random", "forgetting"]},

@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from checkouts import SMALL, Checkout, copy_sources
 
 CORESET = "src/coalmine/methods/coreset.py"
-REPORTS = Counter({"table": 1, "figure": 2, "publish_table": 1, "publish_figure": 2, "all": 1})
+REPORTS = Counter({"table": 2, "figure": 2, "publish_table": 2, "publish_figure": 2, "all": 1})
 
 
 def downstream(method: str, *, synthetic: bool = True) -> Counter[str]:
@@ -71,9 +72,30 @@ def test_a_change_of_the_training_loop_retrains_all_but_keeps_data_and_design(ch
     assert not {"prepare_private", "design_worst"} & jobs.keys()
 
 
+def test_a_private_methods_settings_rerun_its_account_and_it_alone(checkout: Checkout) -> None:
+    private = {**SMALL["methods"]["private"], "steps": 5}
+    checkout.configure(methods={**SMALL["methods"], "private": private})
+    expected = downstream("private", synthetic=False) + Counter({"account private": 1, "configuration": 1})
+    # Neither figure shows the method.
+    assert checkout.planned() == expected + REPORTS - Counter({"figure": 2, "publish_figure": 2})
+
+
+def test_the_runs_epochs_do_not_retrain_a_private_method(checkout: Checkout) -> None:
+    recipe = yaml.safe_load((checkout.root / "config.yaml").read_text())["training"]
+    checkout.configure(training={**recipe, "epochs": 3})
+    jobs = checkout.planned()
+    assert jobs["train undefended"] == 2
+    assert not {"account private", "train private", "logits private", "score private"} & jobs.keys()
+
+
+def test_the_accountants_code_reruns_private_methods_only(checkout: Checkout) -> None:
+    checkout.edit("src/coalmine/accounting.py", "\ndef account(", "\nUNUSED = 1\n\n\ndef account(")
+    assert {job.split()[-1] for job in checkout.planned() if " " in job} == {"private"}
+
+
 def test_a_change_of_an_attack_scores_again_and_trains_nothing(checkout: Checkout) -> None:
     checkout.edit("src/coalmine/audit/roc.py", "\ndef auc(", "\nUNUSED = 1\n\n\ndef auc(")
-    scores = Counter({f"score {method}": 1 for method in ("undefended", "random", "forgetting", "shuffled")})
+    scores = Counter({f"score {method}": 1 for method in ("undefended", "random", "forgetting", "private", "shuffled")})
     assert checkout.planned() == scores + REPORTS
 
 

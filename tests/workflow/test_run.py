@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from checkouts import SMALL, Checkout
 
-from coalmine.artefacts import read_npz, read_safetensors
+from coalmine.accounting import pld_epsilon
+from coalmine.artefacts import read_json, read_npz, read_safetensors
+from coalmine.mechanism import Mechanism
 from coalmine.run_files import read_design
 
 
@@ -22,6 +24,7 @@ def files(root: Path, *patterns: str) -> dict[str, bytes]:
 
 ARTEFACTS = (
     "data/**/*.npy",
+    "privacy/*.json",
     "audit/*",
     "synthetic/*/*.npz",
     "models/*/*.safetensors",
@@ -31,7 +34,7 @@ ARTEFACTS = (
 
 
 def test_every_target_is_a_file_with_content(finished_run: Path) -> None:
-    names = ["table1.csv", "table1.html", "table1.tex"]
+    names = [f"{table}.{suffix}" for table in ("table1", "table4") for suffix in ("csv", "html", "tex")]
     names += [f"{figure}.{suffix}" for figure in ("figure1", "figure5") for suffix in ("png", "pdf", "csv")]
     for name in names:
         assert (finished_run / "results" / name).stat().st_size > 100, name
@@ -49,6 +52,48 @@ def test_artefacts_carry_what_determines_them(finished_run: Path) -> None:
     assert logits["inputs"]["model"] == header
     measured = json.loads((root / "models/random/003.json").read_text())
     assert {"seconds", "device", "peak_memory_mb", "versions", "finished", "bytes"} <= measured.keys()
+
+
+def test_a_guarantee_goes_from_its_account_to_training_scores_and_table(finished_run: Path) -> None:
+    root = finished_run / "results/small"
+    account = read_json(root / "privacy/private.json")
+    # 120 samples, 24 of them audited and so in half of the models: 108 on average.
+    mechanism = {"noise_multiplier": 2.0, "sampling_rate": 32 / 108, "steps": 4}
+    assert account["population"] == 108
+    assert account["guarantee"]["mechanism"] == mechanism
+    assert account["guarantee"]["epsilon"] == pytest.approx(pld_epsilon(Mechanism(**mechanism), 1e-5))
+    header, _ = read_safetensors(root / "models/private/002.safetensors")
+    assert header["inputs"]["mechanism"] == mechanism
+    claimed = read_json(root / "metrics/private.json")["claimed"]
+    assert claimed == {
+        **mechanism,
+        "epsilon": account["guarantee"]["epsilon"],
+        "delta": 1e-5,
+        "accountant": "pld",
+        "clip": 1.0,
+        "note": None,
+    }
+    for unprotected in ("undefended", "shuffled"):
+        assert set(read_json(root / f"metrics/{unprotected}.json")["claimed"].values()) == {None}
+    table = pd.read_csv(finished_run / "results/table1.csv").set_index("method")
+    assert table.loc["private", "claimed_epsilon"] == pytest.approx(claimed["epsilon"])
+    assert np.isinf(table.loc["undefended", "claimed_epsilon"])
+    assert pd.read_csv(finished_run / "results/table4.csv")["baseline"].tolist() == ["private"] * 3
+
+
+def test_a_guarantee_of_another_method_or_design_is_refused(checkout: Checkout) -> None:
+    account = checkout.root / "results/small/privacy/private.json"
+    for field, value, told in (("spec", {"method": "other"}, "other"), ("inputs", {"design": "0"}, "design")):
+        shutil.rmtree(checkout.root / "results/small/models/private", ignore_errors=True)
+        content = json.loads(account.read_text())
+        kept = account.read_bytes()
+        account.write_text(json.dumps(content | {field: content[field] | value}))
+        printed = checkout.snakemake(
+            "results/small/models/private/000.safetensors", "--cores", "1", "--rerun-triggers", "mtime", check=False
+        )
+        assert "error: results/small/privacy/private.json" in printed
+        assert told in printed
+        account.write_bytes(kept)
 
 
 def test_no_model_and_no_coreset_saw_a_sample_that_its_membership_excludes(finished_run: Path) -> None:
@@ -72,7 +117,7 @@ def test_the_same_command_gives_the_same_bytes(checkout: Checkout) -> None:
     checkout.configure(execution={**SMALL["execution"], "batch": 2})
     checkout.snakemake("all", "--cores", "2")
     after = files(checkout.root / "results/small", *ARTEFACTS)
-    assert len(before) == 59
+    assert len(before) == 73
     assert [name for name in before if before[name] != after.get(name)] == []
 
 

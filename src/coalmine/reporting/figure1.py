@@ -169,8 +169,9 @@ def _labels(frame: pd.DataFrame) -> list[Any]:
 def _said(row: dict[str, Any]) -> str:
     from coalmine.reporting.layout import general, number
 
+    told = not row["guaranteed"] or "ε" in row["label"]
     facts = [
-        f"ε = {general(row['claimed_epsilon'])}" if row["guaranteed"] else "",
+        "" if told else f"ε = {general(row['claimed_epsilon'])}",
         "" if row["seconds_per_model"] is None else f"{number(row['seconds_per_model'], 2)} s/model",
     ]
     return "\n".join(filter(None, [row["label"], ", ".join(filter(None, facts))]))
