@@ -16,8 +16,9 @@ from scipy.special import log_ndtr, logsumexp, ndtr
 from scipy.stats import binom
 
 from coalmine import accounting
-from coalmine.accounting import AccountingLimit, Mechanism, account, calibrate, pld_epsilon, rdp_epsilon
+from coalmine.accounting import AccountingLimit, account, calibrate, pld_epsilon, rdp_epsilon
 from coalmine.errors import CoalmineError
+from coalmine.mechanism import Mechanism
 
 DE = Mechanism(10.0, 0.08192, 725)
 TAN = Mechanism(3.0, 4096 / 50000, 2500)
@@ -402,7 +403,11 @@ def test_a_limit_met_in_the_process_is_told():
 
 
 def test_a_script_without_a_guard_gets_the_same_bits(tmp_path):
-    script = "from coalmine.accounting import *; print(pld_epsilon(Mechanism(10.0, 0.08192, 725), 1e-5).hex())"
+    script = """
+from coalmine.accounting import pld_epsilon
+from coalmine.mechanism import Mechanism
+print(pld_epsilon(Mechanism(10.0, 0.08192, 725), 1e-5).hex())
+"""
     (tmp_path / "script.py").write_text(script)
     (tmp_path / "json.py").write_text("raise ImportError('not the json that is meant')")
     done = subprocess.run([sys.executable, "-P", "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -264,6 +264,10 @@ def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
             "from coalmine.settings import Settings\ndef train(): pass\ndef synthesize(): pass",
             "must define either `synthesize` or `train`",
         ),
+        (
+            "from coalmine.settings import Settings\ndef train(): pass\ndef guarantee(): pass",
+            "claims differential privacy by its `guarantee`, so its Settings need `clip`",
+        ),
     ],
 )
 def test_a_broken_method_file_is_told_like_any_mistake(

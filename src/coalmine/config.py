@@ -372,6 +372,8 @@ def _objection(section: str, name: str) -> str | None:
         return f"{file} is none of the {section}: it does not define {', '.join(missing)}."
     if section == "methods" and hasattr(module, "synthesize") == hasattr(module, "train"):
         return f"{file} must define either `synthesize` or `train`, see {_folder(section)}/__init__.py."
+    if section == "methods" and hasattr(module, "guarantee") and "clip" not in module.Settings.model_fields:
+        return f"{file} claims differential privacy by its `guarantee`, so its Settings need `clip`."
     if section in ("tables", "figures"):
         returns = module.build.__annotations__.get("return")
         draws = str(returns).startswith("tuple")
