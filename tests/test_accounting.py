@@ -278,6 +278,34 @@ def test_epsilon_moves_the_right_way(epsilon_of):
     assert epsilon_of(Mechanism(2.0, 0.05, 300), 1.1e-5) < base
 
 
+@pytest.mark.parametrize(("sigma", "steps"), [(0.8, 910), (0.2, 50), (0.016, 4)])
+def test_epsilon_is_finite_where_its_exponential_is_not(sigma, steps):
+    """dp_accounting's own inverse returns infinity for these."""
+    mu = math.sqrt(steps) / sigma
+    truth = solve(lambda epsilon: gaussian_delta(mu, epsilon), 8e-7, mu * mu + 20 * mu)
+    assert truth > 700
+    assert truth <= pld(Mechanism(sigma, 1.0, steps), 8e-7) <= 1.001 * truth
+
+
+def test_the_epsilon_found_has_its_delta_and_the_next_smaller_has_not():
+    def delta_of(epsilon):
+        asked.append(epsilon)
+        return 0.5 * math.exp(-epsilon / 30)
+
+    for delta in (0.5, 0.6, 0.4999, 0.4, 1e-5, 1e-9):
+        asked = []
+        found = accounting._smallest_epsilon(delta_of, delta)
+        assert delta_of(found) <= delta
+        assert found == 0 or delta_of(found * (1 - 2e-9)) > delta
+        assert len(asked) < 60
+
+
+def test_a_delta_that_is_never_reached_is_a_limit():
+    for never in (1.0, math.nan):
+        with pytest.raises(AccountingLimit, match=r"no epsilon below 1e\+12"):
+            accounting._smallest_epsilon(lambda _, delta=never: delta, 0.5)
+
+
 def test_epsilon_is_zero_where_delta_covers_everything():
     """An example that is sampled with probability q cannot change any probability by more."""
     assert pld(Mechanism(10.0, 1e-7, 1), 1e-5) == 0
