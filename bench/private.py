@@ -126,7 +126,7 @@ TASKS = [
     Task("cnn 32-64-192", SmallNet(norm="group"), micro_batch={1: 256, 4: 128, 8: 128, 16: 64}, **GREY),
     Task("mlp 64", MLP(hidden=(64,)), micro_batch={1: 256, 8: 256, 16: 256}, **GREY),
     Task(
-        "resnet 16-32-64", ResNet(width=16, blocks=(1, 1, 1), norm="group"), micro_batch={1: 16, 4: 16, 8: 8}, **COLOUR
+        "resnet 16-32-64", ResNet(width=16, blocks=(1, 1, 1), norm="group"), micro_batch={1: 64, 4: 16, 8: 16}, **COLOUR
     ),
     Task("wrn-16-1", WideResNet(depth=16, widen=1, norm="group"), micro_batch={1: 32, 4: 16, 8: 8}, **COLOUR),
 ]
