@@ -39,9 +39,7 @@ TEST = [f"{ROOT}/data/test/images.npy", f"{ROOT}/data/test/labels.npy"]
 # glibc keeps freed memory for the next step instead of giving it back to the system: fresh pages cost a quarter of a
 # private step on a CPU (bench/README.md). It changes no number.
 MEMORY = "MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=33554432"
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src {MEMORY}; "
-)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src {MEMORY}; ")
 
 
 wildcard_constraints:
