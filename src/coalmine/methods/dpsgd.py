@@ -60,7 +60,9 @@ class Settings(settings.Settings):
         default=0.9999, gt=0, lt=1, description="Decay of the moving average of weights; both: 0.9999. Null: none."
     )
     micro_batch: PositiveInt = Field(
-        default=64, description="Samples whose gradients are held in memory at once; changes rounding only."
+        default=128,
+        description="Samples whose gradients are held in memory at once; changes rounding only. Well above batch_size "
+        "where memory allows: each part has a fixed cost.",
     )
 
     @model_validator(mode="after")

@@ -63,7 +63,6 @@ class DPStep:
         micro_batch: int,
     ) -> None:
         _refuse_coupled_examples(network)
-        self._network = network
         self._parameters = _trained(network)
         self._gradients = per_example_gradients(network, loss)
         self._optimiser = DPOptimizer(
