@@ -26,7 +26,7 @@ SMALL = {
         "undefended": {"module": "undefended", "label": "Undefended"},
         "random": {"module": "coreset", "selection": "random", "fraction": 0.5},
         "forgetting": {"module": "coreset", "selection": "forgetting", "fraction": 0.5, "scoring_epochs": 2},
-        "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32},
+        "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32, "model": {"name": "mlp"}},
     },
     "controls": {"shuffled": {"of": "undefended"}},
     "tables": {
