@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import SECONDS_PER_MODEL, attack_and_design
+from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.guarantee import accounting_cell, claim_columns, epsilon_cell
 from coalmine.reporting.layout import (
@@ -19,14 +20,11 @@ from coalmine.reporting.layout import (
     Layout,
     Row,
     Sheet,
-    fixed_interval,
     number,
     percent,
     percent_interval,
-    percent_with_error,
     points,
     rows_of,
-    text,
 )
 from coalmine.reporting.visual import visual_column, visual_columns
 
@@ -169,15 +167,8 @@ INITIALISED = Column(
 )
 
 LEAKAGE = (
-    Column("method", text("label"), brief=True, numeric=False),
-    Column(
-        "TPR@0.1%FPR",
-        lambda row: percent_interval(row, "tpr_at_fpr_0.001"),
-        "Share of members that the attack recognises while at most 0.1 % of non-members are accused, with its "
-        "interval. Without leakage: about 0.1 %.",
-        _LEAKAGE,
-        brief=True,
-    ),
+    METHOD,
+    tpr_column(_LEAKAGE),
     Column(
         "false positives",
         _false_positives_cell,
@@ -191,13 +182,7 @@ LEAKAGE = (
         _LEAKAGE,
         brief=True,
     ),
-    Column(
-        "AUC",
-        lambda row: fixed_interval(row, "auc"),
-        "Area under the ROC curve; 0.5 is guessing.",
-        _LEAKAGE,
-        brief=True,
-    ),
+    auc_column(_LEAKAGE),
     Column(
         "peers' maximum over variants",
         _maximum_cell,
@@ -208,13 +193,7 @@ LEAKAGE = (
 )
 
 OTHERS = (
-    Column(
-        "accuracy",
-        lambda row: percent_with_error(row, "accuracy"),
-        "Test accuracy: mean over the models ± its standard error.",
-        "utility",
-        brief=True,
-    ),
+    accuracy_column("utility"),
     Column(
         "s/model",
         lambda row: Cell(number(row["seconds_per_model"])),

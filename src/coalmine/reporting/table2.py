@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import attack_and_design
+from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.layout import (
     UNKNOWN,
@@ -15,12 +16,9 @@ from coalmine.reporting.layout import (
     Layout,
     Row,
     Sheet,
-    fixed_interval,
     percent,
     percent_interval,
-    percent_with_error,
     rows_of,
-    text,
 )
 from coalmine.reporting.visual import visual_column, visual_columns
 
@@ -101,7 +99,7 @@ def _used_cell(row: Row) -> Cell:
 _LEAKAGE, _USED = "leakage of mislabelled canaries", "canaries that images start from"
 
 LEAKAGE = (
-    Column("method", text("label"), brief=True, numeric=False),
+    METHOD,
     Column(
         "starts from",
         _start_cell,
@@ -110,21 +108,8 @@ LEAKAGE = (
         brief=True,
         numeric=False,
     ),
-    Column(
-        "TPR@0.1%FPR",
-        lambda row: percent_interval(row, "tpr_at_fpr_0.001"),
-        "Share of members that the attack recognises while at most 0.1 % of non-members are accused, with its "
-        "interval. Without leakage: about 0.1 %.",
-        _LEAKAGE,
-        brief=True,
-    ),
-    Column(
-        "AUC",
-        lambda row: fixed_interval(row, "auc"),
-        "Area under the ROC curve; 0.5 is guessing.",
-        _LEAKAGE,
-        brief=True,
-    ),
+    tpr_column(_LEAKAGE),
+    auc_column(_LEAKAGE),
     Column(
         "used",
         lambda row: Cell(percent(row["canaries_used"])),
@@ -149,12 +134,4 @@ LEAKAGE = (
     ),
 )
 
-OTHERS = (
-    Column(
-        "accuracy",
-        lambda row: percent_with_error(row, "accuracy"),
-        "Test accuracy: mean over the models ± its standard error.",
-        "utility",
-        brief=True,
-    ),
-)
+OTHERS = (accuracy_column("utility"),)

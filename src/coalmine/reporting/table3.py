@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import attack_and_design
+from coalmine.reporting.columns import METHOD
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.layout import (
     UNKNOWN,
@@ -19,7 +20,6 @@ from coalmine.reporting.layout import (
     fixed_interval,
     percent_interval,
     rows_of,
-    text,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _columns(group: str, heading: str, definition: str) -> tuple[Column, ...]:
 
 
 COLUMNS = (
-    Column("method", text("label"), brief=True, numeric=False),
+    METHOD,
     *_columns(
         "used",
         "canaries that images start from",

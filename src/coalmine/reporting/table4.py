@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from coalmine.reporting.captions import SECONDS_PER_MODEL, attack_and_design
+from coalmine.reporting.columns import METHOD, accuracy_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, Methods, ReportSettings
 from coalmine.reporting.guarantee import FPR, claim_columns, epsilon_cell
 from coalmine.reporting.layout import (
@@ -248,22 +249,9 @@ def _verdict_cell(row: Row) -> Cell:
 _OURS, _THEIRS, _BETWEEN = "empirical method", "nearest DP-SGD setting", "method − DP-SGD"
 
 COLUMNS = (
-    Column("method", text("label"), brief=True, numeric=False),
-    Column(
-        "TPR@0.1%FPR",
-        lambda row: percent_interval(row, "tpr_at_fpr_0.001"),
-        "Share of members that the attack recognises while at most 0.1 % of non-members are accused, with its "
-        "interval. Without leakage: about 0.1 %.",
-        _OURS,
-        brief=True,
-    ),
-    Column(
-        "accuracy",
-        lambda row: percent_with_error(row, "accuracy"),
-        "Test accuracy: mean over the models ± its standard error.",
-        _OURS,
-        brief=True,
-    ),
+    METHOD,
+    tpr_column(_OURS),
+    accuracy_column(_OURS),
     Column(
         "s/model",
         lambda row: Cell(number(row["seconds_per_model"])),

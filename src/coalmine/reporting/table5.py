@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from coalmine.reporting.columns import METHOD
 from coalmine.reporting.common import AVERAGE_CASE, WORST_CASE, AverageCaseSettings
 from coalmine.reporting.layout import (
     Cell,
@@ -16,7 +17,6 @@ from coalmine.reporting.layout import (
     percent_interval,
     percent_with_error,
     rows_of,
-    text,
 )
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _columns(case: str, group: str, canaries: str) -> tuple[Column, ...]:
 
 
 COLUMNS = (
-    Column("method", text("label"), brief=True, numeric=False),
+    METHOD,
     *_columns("worst", "worst case (mislabelled canaries)", "mislabelled canaries"),
     *_columns("average", "average case (clean canaries)", "clean canaries"),
     Column(

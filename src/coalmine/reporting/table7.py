@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from coalmine.reporting.columns import METHOD
 from coalmine.reporting.common import ReportSettings
 from coalmine.reporting.layout import Cell, Column, Layout, Row, Sheet, general, number, rows_of, text
 
@@ -86,7 +87,7 @@ def _seconds_cell(row: Row) -> Cell:
 
 
 COLUMNS = (
-    Column("method", text("label"), brief=True, numeric=False),
+    METHOD,
     Column(
         "stage",
         lambda row: Cell(STAGE_LABELS[row["stage"]]),
