@@ -310,7 +310,7 @@ def stacked(device: torch.device, models: int, repeats: int) -> dict[str, dict[s
 
 
 def main() -> None:
-    """Run one of the three commands."""
+    """Run one of the four commands."""
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = command.add_subparsers(dest="part", required=True)
     drawing = parts.add_parser("draw")

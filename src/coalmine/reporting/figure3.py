@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NEEDS = frozenset({"metrics", "scores"})
 
-PANELS_PER_ROW = 3
+MOST_PER_ROW = 3
 WIDTHS = {1: 4.4, 2: 6.2, 3: 6.9}
 
 
@@ -35,8 +35,8 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
 
     audits = _audits(results, settings)
     grid = roc_panel.fpr_grid(audits.values())
-    rows = -(-len(settings.methods) // PANELS_PER_ROW)
-    columns = min(len(settings.methods), PANELS_PER_ROW)
+    rows = -(-len(settings.methods) // MOST_PER_ROW)
+    columns = -(-len(settings.methods) // rows)
     frames = []
     with style.context():
         width = WIDTHS[columns]
