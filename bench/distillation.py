@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,14 @@ import torch
 from coalmine.audit.design import draw_design
 from coalmine.checkpoint import Checkpoint
 from coalmine.data.sources import digits, image_folder
+from coalmine.distillation import networks
 from coalmine.distillation.experts import Training
 from coalmine.distillation.sets import Sets
 from coalmine.distillation.settings import Experts
 from coalmine.distillation.space import Space
 from coalmine.distillation.start import Start
 from coalmine.distillation.trajectories import write
-from coalmine.methods import dm, dsa
+from coalmine.methods import dm, dsa, mtt
 from coalmine.models.settings import ConvNet
 from coalmine.shadows import PrivateData, Setup, Shadow
 from coalmine.training import whitening
@@ -67,7 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dm": {n: {"iterations": 2000, "batch_size": 64} for n in (1, 10)},
         "dsa": {
             1: {"iterations": 1000, "outer_steps": 1, "inner_epochs": 0, "batch_size": 64},
-            10: {"iterations": 40, "outer_steps": 10, "inner_epochs": 10, "batch_size": 64},
+            10: {"iterations": 100, "outer_steps": 10, "inner_epochs": 10, "batch_size": 64},
         },
         "experts": {"experts": 2, "epochs": 6},
         "mtt": {
@@ -140,17 +142,24 @@ def experts_of(shadow: Shadow, folder: Path, preset: str, device: torch.device) 
         return file
     own = SETTINGS[preset]
     settings = Experts(model=ConvNet(width=own["width"]), zca=True, **own["experts"])
-    whitened = whitening.fit(shadow.pool)
-    space = Space(NORMALISATION, device, whitened)
-    training = Training("bench", 0, settings, CLASSES, "sequential", lambda line: print(f"experts: {line}", flush=True))
     start = time.perf_counter()
-    found = dict(training.run(shadow, space, range(settings.experts)))
-    spec = {"experts": "bench", "settings": settings.model_dump(), "normalisation": NORMALISATION.model_dump()}
-    shape = {"channels": 3, "image_size": 32, "classes": CLASSES}
-    header = {"stage": "experts", "spec": spec, "shape": shape, "seconds": time.perf_counter() - start}
-    write(file, header, np.stack([found[expert] for expert in range(settings.experts)]), whitened)
-    print(f"experts: {header['seconds']:.0f} s", flush=True)
+    train_experts(file, shadow, settings, NORMALISATION, device)
+    print(f"experts: {time.perf_counter() - start:.0f} s", flush=True)
     return file
+
+
+def train_experts(
+    file: Path, shadow: Shadow, settings: Experts, normalisation: Normalisation, device: torch.device
+) -> None:
+    """Train a shadow model's experts and write them as the workflow would."""
+    whitened = whitening.fit(shadow.images) if settings.zca else None
+    space = Space(normalisation, device, whitened)
+    training = Training("bench", 0, settings, CLASSES, "sequential", lambda line: print(f"experts: {line}", flush=True))
+    found = dict(training.run(shadow, space, range(settings.experts)))
+    spec = {"experts": "bench", "settings": settings.model_dump(), "normalisation": normalisation.model_dump()}
+    size, channels = shadow.pool.shape[2:]
+    header = {"stage": "experts", "spec": spec, "shape": {"channels": channels, "image_size": size, "classes": CLASSES}}
+    write(file, header, np.stack([found[expert] for expert in range(settings.experts)]), whitened)
 
 
 def distil(shadow: Shadow, folder: Path, preset: str, method: str, images: int, device: torch.device) -> None:
@@ -279,34 +288,76 @@ def draw(results: dict[str, Any], picture: Path) -> None:
 def stacked(device: torch.device, models: int, repeats: int) -> dict[str, dict[str, float]]:
     """Return seconds a shadow model of the demo's digits, one after another and ``models`` at once; medians.
 
-    Both ways take turns, so that a busy moment of the machine does not fall on one of them alone. Seconds are CPU
-    seconds of this process on a CPU, else wall time.
+    Both ways take turns, so that a busy moment of the machine does not fall on one of them alone.
     """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
     train_images = digits.load(digits.Settings(), [], np.random.default_rng(0)).train
     design = draw_design(train_images.labels, CLASSES, max(6, models), 200)
     data = PrivateData(train_images.images, train_images.labels, digits.CLASSES, design)
     shadows = [data.shadow(number) for number in range(models)]
+    normalisation = Normalisation(mean=(0.3,), std=(0.35,))
     network = ConvNet(depth=2, width=16)
-    tasks: dict[str, Any] = {
-        "dm": dm.Settings(iterations=40, batch_size=64, network=network, siamese=None),
-        "dsa": dsa.Settings(iterations=2, outer_steps=5, inner_epochs=5, batch_size=32, network=network, siamese=None),
+    matched: dict[str, Any] = {"network": network, "siamese": None}
+    followed: dict[str, Any] = {"experts": "bench", "expert_epochs": 1, "max_start": 2, "siamese": None}
+    followed |= {"iterations": 10, "steps": 10, "batch_syn": 20, "step_size": 0.1}
+    tasks: dict[str, tuple[Any, Any]] = {
+        "dm": (dm, dm.Settings(iterations=40, batch_size=64, **matched)),
+        "dsa": (dsa, dsa.Settings(iterations=2, outer_steps=5, inner_epochs=5, batch_size=32, **matched)),
+        "mtt": (mtt, mtt.Settings(**followed)),
+        "mtt, checkpointed": (mtt, mtt.Settings(memory="checkpointed", **followed)),
     }
     found: dict[str, dict[str, list[float]]] = {name: {"sequential": [], "stacked": []} for name in tasks}
-    for _ in range(repeats):
-        for name, settings in tasks.items():
-            for mode, own in found[name].items():
-                setup = replace(
-                    setup_of(name, device), mode=mode, normalisation=Normalisation(mean=(0.3,), std=(0.35,))
-                )
-                start = clock()
-                for _made in {"dm": dm, "dsa": dsa}[name].synthesize(shadows, settings, setup):
-                    pass
-                own.append((clock() - start) / models)
-    return {
-        name: {mode: round(float(np.median(seconds)), 3) for mode, seconds in own.items()}
-        for name, own in found.items()
-    }
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{shadow.number}.safetensors" for shadow in shadows]
+        experts = Experts(model=network, experts=1, epochs=2, learning_rate=0.05, batch_size=64, siamese=None)
+        for file, shadow in zip(files, shadows, strict=True):
+            train_experts(file, shadow, experts, normalisation, device)
+        for _ in range(repeats):
+            for name, (method, settings) in tasks.items():
+                for mode, own in found[name].items():
+                    setup = setup_of(name, device, experts=lambda shadow: files[shadow.number])
+                    setup = replace(setup, mode=mode, normalisation=normalisation)
+                    start = clock(device)
+                    for _made in method.synthesize(shadows, settings, setup):
+                        pass
+                    own.append((clock(device) - start) / models)
+    return {name: medians(by_mode, 3) for name, by_mode in found.items()}
+
+
+def vectorised(device: torch.device, models: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Return milliseconds a network of the gradients of ``models`` networks, in a loop and by ``vmap``."""
+    shapes = [(ConvNet(depth=2, width=16), 1, 8, images) for images in (10, 20, 50, 100, 200, 400)]
+    shapes += [(ConvNet(width=32), 3, 32, images) for images in (1, 4, 10, 50)]
+    chosen, found = networks.PIXELS_AT_ONCE, {}
+    try:
+        for model, channels, size, images in shapes:
+            stack = networks.Networks(model, channels, size, CLASSES, models, device)
+            weights = stack.fresh([torch.Generator().manual_seed(number) for number in range(models)])
+            weights = [weight.requires_grad_() for weight in weights]
+            x = torch.randn(models, images, channels, size, size, device=device)
+            own: dict[str, list[float]] = {"loop": [], "vmap": []}
+            for _ in range(repeats + 1):
+                for name, limit in (("loop", 0), ("vmap", 1 << 40)):
+                    networks.PIXELS_AT_ONCE = limit
+                    start = clock(device)
+                    torch.autograd.grad(stack.logits(weights, x).square().sum(), weights)
+                    own[name].append(1000 * (clock(device) - start) / models)
+            found[f"{size}x{size}, {images} images"] = medians({name: times[1:] for name, times in own.items()}, 2)
+    finally:
+        networks.PIXELS_AT_ONCE = chosen
+    return found
+
+
+def clock(device: torch.device) -> float:
+    """Return CPU seconds of this process where the CPU computes, else wall time."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def medians(by_name: Mapping[str, list[float]], digits_kept: int) -> dict[str, float]:
+    """Return the median of each entry."""
+    return {name: round(float(np.median(values)), digits_kept) for name, values in by_name.items()}
 
 
 def main() -> None:
@@ -343,6 +394,7 @@ def main() -> None:
         results: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__}
         for models in arguments.models:
             results[f"{models} models"] = stacked(device, models, arguments.repeats)
+        results["ms a gradient, 16 networks"] = vectorised(device, 16, 5)
         print(json.dumps(results, indent=1))
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n")
