@@ -2,6 +2,7 @@
 
     python bench/distillation.py distil DATA FOLDER --methods dm dsa --images 1 10     (hours; can be taken up again)
     python bench/distillation.py evaluate DATA FOLDER --json FILE                     (trains networks on the sets)
+    python bench/distillation.py trace DATA FOLDER --json FILE                        (whose image is nearest to each)
     python bench/distillation.py draw FILE PICTURE                                    (accuracy against iterations)
     python bench/distillation.py stack --json FILE                                    (several shadow models at once)
 
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 
 from coalmine.audit.design import draw_design
+from coalmine.audit.visual import Euclidean, nearest
 from coalmine.checkpoint import Checkpoint
 from coalmine.data.sources import digits, image_folder
 from coalmine.distillation import networks
@@ -252,13 +254,21 @@ def evaluate(
     }
 
 
+def traced(folder: Path, private: np.ndarray) -> float:
+    """Return the share in % of a finished set's images whose nearest private image is the one they started from."""
+    with np.load(folder / "final.npz", allow_pickle=False) as file:
+        images, source = file["images"], file["source"]
+    shown = images if images.dtype == np.uint8 else np.clip(images, 0, 1)
+    return round(100 * float((nearest(Euclidean(), shown, private).index == source).mean()), 1)
+
+
 def draw(results: dict[str, Any], picture: Path) -> None:
     """Draw accuracy against iterations, with the published value (at full size) as a line."""
     from coalmine.reporting import style
 
     numbers = sorted({images for own in results["methods"].values() for images in own}, key=int)
     with style.context():
-        figure, panels = style.new_figure(height=3.2, panels=(1, len(numbers)), sharey=True)
+        figure, panels = style.new_figure(height=4.2, panels=(1, len(numbers)), sharey=True)
         for axes, images in zip(panels, numbers, strict=True):
             for index, (method, own) in enumerate(results["methods"].items()):
                 if images not in own:
@@ -266,15 +276,16 @@ def draw(results: dict[str, Any], picture: Path) -> None:
                 look, entry = style.look(index), own[images]
                 points = [(point["iteration"], point["accuracy"]) for point in entry["curve"]]
                 if method == "random":
-                    axes.axhline(entry["accuracy"], color=look.colour, lw=1.2, label=f"random: {entry['accuracy']:.1f}")
+                    said = f"random images: {entry['accuracy']:.1f} (paper {entry['published']:.1f})"
+                    axes.axhline(entry["accuracy"], color=look.colour, lw=1.2, label=said)
                 else:
-                    said = f"{method}: {entry['accuracy']:.1f} (paper {entry['published']:.1f})"
+                    said = f"{method.upper()}: {entry['accuracy']:.1f} (paper {entry['published']:.1f})"
                     axes.plot(*zip(*points, strict=True), marker=look.marker, color=look.colour, label=said)
                 axes.axhline(entry["published"], color=look.colour, lw=1, linestyle=":")
             axes.set_xlabel("iterations")
             axes.set_xscale("log")
-            axes.set_title(f"{images} images per class")
-            axes.legend(fontsize=7)
+            axes.set_title("1 image of each class" if images == "1" else f"{images} images of each class")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panels[0].set_ylabel("test accuracy in %")
         style.set_title(
             figure,
@@ -361,7 +372,7 @@ def medians(by_name: Mapping[str, list[float]], digits_kept: int) -> dict[str, f
 
 
 def main() -> None:
-    """Run one of the four commands."""
+    """Run one of the five commands."""
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = command.add_subparsers(dest="part", required=True)
     drawing = parts.add_parser("draw")
@@ -372,7 +383,7 @@ def main() -> None:
     stacking.add_argument("--device", default="auto")
     stacking.add_argument("--models", type=int, nargs="+", default=[4, 16])
     stacking.add_argument("--repeats", type=int, default=3)
-    for name in ("distil", "evaluate"):
+    for name in ("distil", "evaluate", "trace"):
         part = parts.add_parser(name)
         part.add_argument("data", type=Path)
         part.add_argument("folder", type=Path)
@@ -383,6 +394,7 @@ def main() -> None:
         part.add_argument("--threads", type=int, default=1)
         if name == "evaluate":
             part.add_argument("--networks", type=int, default=3)
+        if name != "distil":
             part.add_argument("--json", type=Path, required=True)
     arguments = command.parse_args()
     if arguments.part == "draw":
@@ -410,6 +422,12 @@ def main() -> None:
                 found = evaluate(folder, arguments.preset, arguments.networks, (test_images, test_labels), device)
                 keep(arguments.json, arguments.preset, method, images, found, device)
                 print(f"{method}, {images} per class: {found}", flush=True)
+            elif arguments.part == "trace" and (folder / "final.npz").exists():
+                results = json.loads(arguments.json.read_text())
+                share = traced(folder, shadow.pool)
+                results["methods"][method][str(images)]["nearest_is_start"] = share
+                arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+                print(f"{method}, {images} per class: {share} % of the images are nearest to their start", flush=True)
 
 
 def keep(file: Path, preset: str, method: str, images: int, found: dict[str, Any], device: torch.device) -> None:
