@@ -36,13 +36,14 @@ from coalmine.reporting.layout import (
     rows_of,
     text,
 )
+from coalmine.reporting.visual import visual_column, visual_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from coalmine.reporting.results import MethodMetrics, Results
 
-NEEDS = frozenset({"metrics", "costs", "scores"})
+NEEDS = frozenset({"metrics", "costs", "scores", "visual"})
 
 VERDICTS = {
     (-1, 1): "dominates",
@@ -107,7 +108,10 @@ def layout(frame: pd.DataFrame) -> Layout:
     tolerance = general(100 * float(frame["tolerance"].iloc[0]))
     caption = f"{attack_and_design(frame)} Matched: mean accuracies at most {tolerance} percentage points apart."
     notes = {row["baseline_label"]: row["baseline_claimed_note"] for row in rows if row["baseline_claimed_note"]}
-    return (Sheet(COLUMNS, rows, caption, [f"{label}: {note}" for label, note in notes.items()]),)
+    near_copies = (column for column in visual_column(rows, _OURS) if column.brief)
+    return (
+        Sheet((*LEAKAGE, *near_copies, *OTHERS), rows, caption, [f"{label}: {note}" for label, note in notes.items()]),
+    )
 
 
 def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
@@ -123,6 +127,7 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
         "label": settings.label(method),
         "variant": ours.primary,
         **numbers,
+        **visual_columns(results.visual(method)),
         "baseline": baseline,
         "baseline_label": settings.label(baseline),
         **{f"baseline_{name}": value for name, value in baseline_numbers.items()},
@@ -248,9 +253,9 @@ def _verdict_cell(row: Row) -> Cell:
 
 _OURS, _THEIRS, _BETWEEN = "empirical method", "nearest DP-SGD setting", "method − DP-SGD"
 
-COLUMNS = (
-    METHOD,
-    tpr_column(_OURS),
+LEAKAGE = (METHOD, tpr_column(_OURS))
+
+OTHERS = (
     accuracy_column(_OURS),
     Column(
         "s/model",
