@@ -2,7 +2,6 @@
 
     python bench/distillation.py distil DATA FOLDER --methods dm dsa --images 1 10     (hours; can be taken up again)
     python bench/distillation.py evaluate DATA FOLDER --json FILE                     (trains networks on the sets)
-    python bench/distillation.py trace DATA FOLDER --json FILE                        (whose image is nearest to each)
     python bench/distillation.py draw FILE PICTURE                                    (accuracy against iterations)
     python bench/distillation.py stack --json FILE                                    (several shadow models at once)
 
@@ -34,7 +33,7 @@ from coalmine.audit.design import draw_design
 from coalmine.audit.visual import Euclidean, nearest
 from coalmine.checkpoint import Checkpoint
 from coalmine.data.sources import digits, image_folder
-from coalmine.distillation import networks
+from coalmine.distillation import networks as functional
 from coalmine.distillation.experts import Training
 from coalmine.distillation.sets import Sets
 from coalmine.distillation.settings import Experts
@@ -234,9 +233,17 @@ def sets_of(folder: Path) -> Iterator[tuple[int | None, TrainingSet]]:
 
 
 def evaluate(
-    folder: Path, preset: str, networks: int, test: tuple[np.ndarray, np.ndarray], device: torch.device
+    folder: Path,
+    preset: str,
+    networks: int,
+    private: np.ndarray,
+    test: tuple[np.ndarray, np.ndarray],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Return the accuracy of a finished set over several networks, and that of its snapshots by one network each."""
+    """Return the accuracy of a finished set over several networks, and that of its snapshots by one network each.
+
+    ``nearest_is_start`` is the share in % of its images whose nearest private image is the one they started from.
+    """
     curve = []
     for iteration, data in sets_of(folder):
         if iteration is not None:
@@ -244,22 +251,16 @@ def evaluate(
             curve.append({"iteration": iteration, "accuracy": round(accuracy, 2)})
     found = accuracies(data, preset, networks, test, device)
     with np.load(folder / "final.npz", allow_pickle=False) as file:
-        seconds = float(file["seconds"])
+        seconds, images, source = float(file["seconds"]), file["images"], file["source"]
+    shown = images if images.dtype == np.uint8 else np.clip(images, 0, 1)
     return {
         "accuracy": round(float(np.mean(found)), 2),
         "sd": round(float(np.std(found, ddof=1)), 2) if networks > 1 else None,
         "networks": networks,
+        "nearest_is_start": round(100 * float((nearest(Euclidean(), shown, private).index == source).mean()), 1),
         "seconds": round(seconds),
         "curve": curve,
     }
-
-
-def traced(folder: Path, private: np.ndarray) -> float:
-    """Return the share in % of a finished set's images whose nearest private image is the one they started from."""
-    with np.load(folder / "final.npz", allow_pickle=False) as file:
-        images, source = file["images"], file["source"]
-    shown = images if images.dtype == np.uint8 else np.clip(images, 0, 1)
-    return round(100 * float((nearest(Euclidean(), shown, private).index == source).mean()), 1)
 
 
 def draw(results: dict[str, Any], picture: Path) -> None:
@@ -338,23 +339,23 @@ def vectorised(device: torch.device, models: int, repeats: int) -> dict[str, dic
     """Return milliseconds a network of the gradients of ``models`` networks, in a loop and by ``vmap``."""
     shapes = [(ConvNet(depth=2, width=16), 1, 8, images) for images in (10, 20, 50, 100, 200, 400)]
     shapes += [(ConvNet(width=32), 3, 32, images) for images in (1, 4, 10, 50)]
-    chosen, found = networks.PIXELS_AT_ONCE, {}
+    chosen, found = functional.PIXELS_AT_ONCE, {}
     try:
         for model, channels, size, images in shapes:
-            stack = networks.Networks(model, channels, size, CLASSES, models, device)
+            stack = functional.Networks(model, channels, size, CLASSES, models, device)
             weights = stack.fresh([torch.Generator().manual_seed(number) for number in range(models)])
             weights = [weight.requires_grad_() for weight in weights]
             x = torch.randn(models, images, channels, size, size, device=device)
             own: dict[str, list[float]] = {"loop": [], "vmap": []}
             for _ in range(repeats + 1):
                 for name, limit in (("loop", 0), ("vmap", 1 << 40)):
-                    networks.PIXELS_AT_ONCE = limit
+                    functional.PIXELS_AT_ONCE = limit
                     start = clock(device)
                     torch.autograd.grad(stack.logits(weights, x).square().sum(), weights)
                     own[name].append(1000 * (clock(device) - start) / models)
             found[f"{size}x{size}, {images} images"] = medians({name: times[1:] for name, times in own.items()}, 2)
     finally:
-        networks.PIXELS_AT_ONCE = chosen
+        functional.PIXELS_AT_ONCE = chosen
     return found
 
 
@@ -372,7 +373,7 @@ def medians(by_name: Mapping[str, list[float]], digits_kept: int) -> dict[str, f
 
 
 def main() -> None:
-    """Run one of the five commands."""
+    """Run one of the four commands."""
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = command.add_subparsers(dest="part", required=True)
     drawing = parts.add_parser("draw")
@@ -383,7 +384,7 @@ def main() -> None:
     stacking.add_argument("--device", default="auto")
     stacking.add_argument("--models", type=int, nargs="+", default=[4, 16])
     stacking.add_argument("--repeats", type=int, default=3)
-    for name in ("distil", "evaluate", "trace"):
+    for name in ("distil", "evaluate"):
         part = parts.add_parser(name)
         part.add_argument("data", type=Path)
         part.add_argument("folder", type=Path)
@@ -394,7 +395,6 @@ def main() -> None:
         part.add_argument("--threads", type=int, default=1)
         if name == "evaluate":
             part.add_argument("--networks", type=int, default=3)
-        if name != "distil":
             part.add_argument("--json", type=Path, required=True)
     arguments = command.parse_args()
     if arguments.part == "draw":
@@ -419,15 +419,10 @@ def main() -> None:
             if arguments.part == "distil" and not (folder / "final.npz").exists():
                 distil(shadow, folder, arguments.preset, method, images, device)
             elif arguments.part == "evaluate" and (folder / "final.npz").exists():
-                found = evaluate(folder, arguments.preset, arguments.networks, (test_images, test_labels), device)
+                test = test_images, test_labels
+                found = evaluate(folder, arguments.preset, arguments.networks, shadow.pool, test, device)
                 keep(arguments.json, arguments.preset, method, images, found, device)
                 print(f"{method}, {images} per class: {found}", flush=True)
-            elif arguments.part == "trace" and (folder / "final.npz").exists():
-                results = json.loads(arguments.json.read_text())
-                share = traced(folder, shadow.pool)
-                results["methods"][method][str(images)]["nearest_is_start"] = share
-                arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-                print(f"{method}, {images} per class: {share} % of the images are nearest to their start", flush=True)
 
 
 def keep(file: Path, preset: str, method: str, images: int, found: dict[str, Any], device: torch.device) -> None:

@@ -169,6 +169,20 @@ def test_figure3_draws_its_frame_on_logarithmic_axes(simulated: ResultsFolder) -
     assert "average case" in texts(figure)
 
 
+@pytest.mark.parametrize(("number", "rows"), [(1, [1]), (3, [3]), (4, [2, 2]), (5, [3, 2]), (7, [3, 3, 1])])
+def test_figure3_has_a_panel_for_every_method_in_rows_as_even_as_may_be(
+    tmp_path: Path, number: int, rows: list[int]
+) -> None:
+    folder = ResultsFolder(tmp_path)
+    methods = tuple(f"method-{index}" for index in range(number))
+    for method in methods:
+        folder.audit(method, {"mislabelled": 3.0, "clean": 0.8}, **SMALL)
+    figure, _ = built(figure3, folder, methods=methods)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [*methods]
+    heights = [axes.get_subplotspec().rowspan.start for axes in figure.axes]
+    assert [heights.count(row) for row in range(len(rows))] == rows
+
+
 def test_figure3_takes_the_average_case_from_the_entry_named(simulated: ResultsFolder) -> None:
     _, own = built(figure3, simulated, methods=("forgetting",))
     _, mapped = built(figure3, simulated, methods=("forgetting",), average={"forgetting": "random"})
