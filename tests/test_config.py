@@ -263,7 +263,29 @@ def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         ("def train(): pass", "it does not define Settings"),
         (
             "from coalmine.settings import Settings\ndef train(): pass\ndef synthesize(): pass",
-            "must define either `synthesize` or `train`",
+            "must define exactly one of `synthesize`, `train` and `distil`, or none of them and Settings with a field",
+        ),
+        (
+            "from coalmine.settings import Settings\ndef train(): pass\ndef distil(): pass",
+            "must define exactly one of `synthesize`, `train` and `distil`, or none of them and Settings with a field",
+        ),
+        (
+            "from coalmine.settings import Settings",
+            "must define exactly one of `synthesize`, `train` and `distil`, or none of them and Settings with a field",
+        ),
+        (
+            "from coalmine.settings import Settings\ndef distil(): pass",
+            "distils models of another method, so its Settings need `teacher`, the name of that method.",
+        ),
+        (
+            "import coalmine.settings\nclass Settings(coalmine.settings.Settings):\n    teacher: str = 'undefended'\n"
+            "def distil(): pass\ndef guarantee(): pass",
+            "defines `guarantee`, but is given neither private nor public data; leave it out.",
+        ),
+        (
+            "import coalmine.settings\nclass Settings(coalmine.settings.Settings):\n    set: str = 'random'\n"
+            "def uses_public(settings): return True",
+            "defines `uses_public`, but is given neither private nor public data; leave it out.",
         ),
         (
             "from coalmine.settings import Settings\ndef train(): pass\ndef guarantee(): pass",
@@ -300,7 +322,8 @@ SOURCE = "initialised"
 class Settings(coalmine.settings.Settings):
     initialisation: str = "private"
 def uses_public(settings): return settings.initialisation == "public"
-def objection(settings, model, recipe, outline): return "initialisation", f"{outline}"
+def objection(settings, model, recipe, outline):
+    return "initialisation", f"{outline._replace(models=sorted(outline.models))}"
 def synthesize(shadows, settings, setup): ...
 """
 """A method that starts from images; its objection tells the outline that it was given."""
@@ -325,11 +348,12 @@ def test_a_method_judges_its_settings_by_the_outline_of_the_run(own_method: Call
     own_method(STARTER)
     told = only_problem("methods: {mine: {module: own}}")
     # 1,400 samples, 400 of them audited and so in half of the models.
-    outline = Outline(population=1200.0, classes=10, channels=1, experts={}, image_size=(8, 8))
+    models = sorted([*BASE["methods"], "mine"])
+    outline = Outline(population=1200.0, classes=10, channels=1, experts={}, image_size=(8, 8), models=models)
     assert told == f"methods.mine.initialisation: {outline}"
     folder = "{private: {module: image_folder, path: .}, normalisation: {mean: [0, 0, 0], std: [1, 1, 1]}}"
     told = only_problem(f"{{methods: {{mine: {{module: own}}}}, data: {folder}}}")
-    assert told == f"methods.mine.initialisation: {Outline(None, None, 3, {}, None)}"
+    assert told == f"methods.mine.initialisation: {Outline(None, None, 3, {}, None, models)}"
 
 
 def test_settings_decide_whether_a_method_uses_public_data(own_method: Callable[[str], Any]) -> None:
@@ -696,6 +720,188 @@ def test_a_change_of_experts_changes_their_spec_and_that_of_nothing_else(own_met
     assert json.loads(before["experts quick"])["settings"]["learning_rate"] == 0.01
 
 
+# --- data-free methods, and sets that others reuse ---------------------------------------------------------------
+
+DISTILLER = """
+import coalmine.settings
+RECIPE = ("epochs", "precision")
+class Settings(coalmine.settings.Settings):
+    teacher: str = "undefended"
+    steps: int = 3
+def objection(settings, model, recipe, outline):
+    if outline.models[settings.teacher].name == "mlp": return "teacher", "has no batch norm."
+def distil(teachers, settings, setup): ...
+"""
+"""A data-free method, which does not work with every teacher."""
+STUDENTS = """
+methods:
+  mine: {module: own, training: {epochs: 9}, model: {name: mlp}}
+  again: {module: reuse, set: mine, model: {name: convnet}}
+  coreset: {module: reuse, set: random}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        ("{mine: {teacher: undefnded}}", "methods.mine.teacher: names no method undefnded; did you mean undefended?"),
+        ("{mine: {teacher: zzz}}", "methods.mine.teacher: names no method zzz; there is undefended."),
+        *(
+            (
+                f"{{mine: {{teacher: {name}}}}}",
+                f"methods.mine.teacher: names {name}, which does not train on the private data itself; name a method "
+                "that does: undefended.",
+            )
+            for name in ("random", "mine", "again")
+        ),
+        ("{mine: {teacher: null}}", "methods.mine.teacher: should be text (found null)."),
+        ("{mine: {teachr: undefended}}", "methods.mine.teachr: is not a known key; did you mean teacher?"),
+        ("{mine: {training: {momentum: 0}}}", "methods.mine.training.momentum: is not used by own, which takes only "),
+        ("{undefended: {model: {name: mlp}}}", "methods.mine.teacher: has no batch norm."),
+        # Not told what it named, an objection of its own is not asked for.
+        ("{undefended: {module: undefnded}}", "methods.undefended.module: names no file"),
+        ("{again: {set: mien}}", "methods.again.set: names no method mien; did you mean mine?"),
+        *(
+            (
+                f"{{again: {{set: {name}}}}}",
+                f"methods.again.set: names {name}, which makes no synthetic sets itself; name a method that does: "
+                "el2n, forgetting, herding, mine, random.",
+            )
+            for name in ("undefended", "again", "coreset")
+        ),
+        ("{again: {set: null}}", "methods.again.set: should be text (found null)."),
+        ("{again: {steps: 3}}", "methods.again.steps: is not a known key; "),
+    ],
+)
+def test_what_is_wrong_with_a_teacher_or_a_set_is_told_once_and_where(
+    own_method: Callable[[str], Any], overlay: str, told: str
+) -> None:
+    own_method(DISTILLER)
+    assert only_problem(STUDENTS, f"methods: {overlay}").startswith(told)
+
+
+def test_there_may_be_no_method_that_could_teach_or_lend_its_set(own_method: Callable[[str], Any]) -> None:
+    own_method(DISTILLER)
+    only = {
+        **BASE,
+        "methods": {"mine": {"module": "own", "teacher": "again"}, "again": {"module": "reuse", "set": "x"}},
+    }
+    only |= {"controls": {}, "tables": {}, "figures": {}}
+    with pytest.raises(ConfigurationError) as caught:
+        check(only)
+    assert [*map(": ".join, caught.value.problems)] == [
+        "methods.mine.teacher: names again, which does not train on the private data itself; name a method that does: "
+        "there is none.",
+        "methods.again.set: names no method x; there is mine.",
+    ]
+
+
+def test_a_method_is_what_its_file_defines(own_method: Callable[[str], Any]) -> None:
+    own_method(DISTILLER)
+    students = run(STUDENTS)
+    names = ("undefended", "random", "mine", "again", "coreset")
+    assert [students.kind(name) for name in names] == ["train", "synthesize", "distil", "reuse", "reuse"]
+    assert [students.synthesizes(name) for name in names] == [False, True, False, False, False]
+    assert [students.distils(name) for name in names] == [False, False, True, False, False]
+    assert [students.teacher_of(name) for name in names] == [None, None, "undefended", "undefended", None]
+    assert [students.set_of(name) for name in names] == [None, "random", "mine", "mine", "random"]
+
+
+def test_a_field_called_teacher_of_a_method_that_is_not_data_free_names_no_method() -> None:
+    assert run("methods: {rded: {module: rded, teacher: {epochs: 3, schedule: cosine}}}").teacher_of("rded") is None
+
+
+def test_twins_learn_from_the_twins_of_teachers_and_of_sets(own_method: Callable[[str], Any]) -> None:
+    own_method(DISTILLER)
+    separate = run(STUDENTS, SEPARATE)
+    names = ("undefended", "random", "mine", "again", "coreset")
+    twins = [f"{name}-average" for name in names]
+    teachers = [None, None, "undefended-average", "undefended-average", None]
+    assert [separate.teacher_of(name) for name in twins] == teachers
+    sets = [None, "random-average", "mine-average", "mine-average", "random-average"]
+    assert [separate.set_of(name) for name in twins] == sets
+    mine, twin = (json.loads(separate.spec("distil", method=name)) for name in ("mine", "mine-average"))
+    assert {key for key in mine if mine[key] != twin[key]} == {"method", "teacher"}
+    assert twin["teacher"] == {**mine["teacher"], "method": "undefended-average"}
+
+
+def test_each_stage_is_told_of_teachers_and_sets_what_it_needs(own_method: Callable[[str], Any]) -> None:
+    own_method(DISTILLER)
+    students = run(STUDENTS, "controls: {broken: {of: mine}}")
+    distil = json.loads(students.spec("distil", method="mine"))
+    assert distil == {
+        "seed": 0,
+        "method": "mine",
+        "model": {"name": "mlp", "hidden": [128]} | distil["model"],
+        "training": {"epochs": 9, "precision": "float32"},
+        "normalisation": {"mean": [0.3], "std": [0.35]},
+        "module": "own",
+        "settings": {"teacher": "undefended", "steps": 3},
+        "teacher": {
+            "method": "undefended",
+            "model": students.method("undefended").model.model_dump(mode="json"),
+            "precision": "float32",
+        },
+    }
+    for stage in ("train", "logits"):
+        told = {
+            name: json.loads(students.spec(stage, method=name)).get("set") for name in ("random", "again", "coreset")
+        }
+        assert told == {"random": None, "again": "mine", "coreset": "random"}
+    assert "module" not in json.loads(students.spec("train", method="again"))
+    names = ("undefended", "coreset", "mine", "again", "broken", "shuffled")
+    teachers = {name: json.loads(students.spec("score", method=name))["teacher"] for name in names}
+    assert teachers == dict.fromkeys(names) | {"mine": "undefended", "again": "undefended"}
+
+
+def test_a_student_depends_on_its_own_settings_and_on_its_teachers_architecture(
+    own_method: Callable[[str], Any],
+) -> None:
+    own_method(DISTILLER)
+
+    def changed(overlay: str) -> bool:
+        before, after = run(STUDENTS), run(STUDENTS, overlay)
+        return before.spec("distil", method="mine") != after.spec("distil", method="mine")
+
+    assert changed("methods: {mine: {steps: 4}}")
+    assert changed("methods: {mine: {training: {epochs: 8}}}")
+    assert changed("methods: {undefended: {model: {name: convnet}}}")
+    assert changed("methods: {undefended: {training: {precision: bfloat16}}}")
+    # Its teacher is trained again, and the student because of that.
+    assert not changed("methods: {undefended: {training: {epochs: 70}}}")
+    assert not changed("methods: {random: {fraction: 0.3}}")
+    assert not changed("training: {momentum: 0.5}")
+
+
+def test_what_a_reused_set_starts_from_is_told_to_the_scores_of_whoever_reuses_it(
+    own_method: Callable[[str], Any],
+) -> None:
+    own_method(STARTER.replace("def objection", "def no_objection"))
+    started = run("methods: {mine: {module: own}, again: {module: reuse, set: mine}}")
+    assert json.loads(started.spec("score", method="again"))["source"] == "initialised"
+
+
+def test_the_code_of_the_method_counts_where_it_runs(own_method: Callable[[str], Any]) -> None:
+    students = run("methods: {again: {module: reuse, set: random}}")
+    own = {name: students.method_code("train", name) for name in ("undefended", "random", "again")}
+    assert own["random"] == own["again"] == students.code("train") != own["undefended"]
+
+
+def test_tables_and_figures_are_told_whose_sets_and_teachers_their_methods_have(
+    own_method: Callable[[str], Any],
+) -> None:
+    own_method(DISTILLER.replace("steps: int = 3", "initialisation: str = 'noise'"))
+    table = "tables: {table1: {methods: [undefended, again, coreset]}}"
+    told = json.loads(run(STUDENTS, table).spec("table", name="table1"))["settings"]
+    assert told["sets"] == {"again": "mine", "coreset": "random", "mine": "mine", "random": "random"}
+    assert told["teachers"] == {"again": "undefended", "mine": "undefended"}
+    assert told["initialisation"] == {"again": "noise", "mine": "noise"}
+    shown = "figures: {figure6: {methods: [mine, again, coreset]}}"
+    assert run(STUDENTS, "visual: {}", shown), "they have synthetic images"
+    separate = run(STUDENTS, SEPARATE, "tables: {table5: {methods: [mine]}}")
+    assert separate.report("tables", "table5").teachers == {"mine": "undefended", "mine-average": "undefended-average"}
+
+
 # --- visual leakage ----------------------------------------------------------------------------------------------
 
 VISUAL = "visual: {images: 50, features: {model: {name: mlp, hidden: [8]}, training: {epochs: 20}}}"
@@ -774,10 +980,24 @@ def test_what_is_wrong_with_the_comparison_of_images_is_told_before_any_job(over
             "figures.figure7.methods: lists the control shuffled, which reuses another method's models; leave it out.",
         ),
         ("figures: {figure7: {methods: [random], shadow: 40}}", "figures.figure7.shadow: is not a known key"),
+        (
+            "figures: {figure9: {methods: [random]}}",
+            "figures.figure9.methods: lists random, whose models no teacher has taught; leave it out.",
+        ),
+        (
+            "{methods: {again: {module: reuse, set: random}}, figures: {figure9: {methods: [again]}}}",
+            "figures.figure9.methods: lists again, whose models no teacher has taught; leave it out.",
+        ),
     ],
 )
 def test_figures_of_images_that_could_not_be_drawn_are_told_before_any_job(overlay: str, told: str) -> None:
     assert only_problem("visual: {}", overlay).startswith(told)
+
+
+def test_figure9_shows_students_and_those_that_learned_from_the_images_of_one() -> None:
+    taught = "dream: {module: dfkd, algorithm: zskt, images: 10}, again: {module: reuse, set: dream}"
+    found = run(f"{{methods: {{{taught}}}, figures: {{figure9: {{methods: [dream, again]}}}}}}")
+    assert found.report_needs("figures", "figure9")[1] == ("dream", "again")
 
 
 def test_tables_and_figures_are_told_what_their_methods_do(own_method: Callable[[str], Any]) -> None:
@@ -785,7 +1005,8 @@ def test_tables_and_figures_are_told_what_their_methods_do(own_method: Callable[
     shown = "[undefended, mine, random, shuffled]"
     matched = run(VISUAL, MATCHED, f"tables: {{table1: {{methods: {shown}}}, table7: {{methods: [undefended]}}}}")
     told = json.loads(matched.spec("table", name="table1"))["settings"]
-    assert told["synthetic"] == ["mine", "random"]
+    assert told["sets"] == {"mine": "mine", "random": "random"}
+    assert told["teachers"] == {}
     assert told["experts"] == {"mine": "quick"}
     assert told["initialisation"] == {"mine": "noise"}
     assert told["visual"] is True

@@ -246,12 +246,38 @@ class Run:
 
     def experts_of(self, method: str) -> str | None:
         """Return the experts that a method matches, if it matches any: a twin has experts of its own."""
-        name = plugins.experts_of(self.method(method))
-        return name + AVERAGE_SUFFIX if name and self.is_average_case(method) else name
+        return self._twin_aware(plugins.experts_of(self.method(method)), method)
+
+    def kind(self, name: str) -> plugins.Kind:
+        """Return what a method is: which function its file defines, or that it reuses another's synthetic sets."""
+        return plugins.kind(self.method(name))
 
     def synthesizes(self, name: str) -> bool:
-        """Tell whether a method replaces the private data (else it trains on them)."""
-        return plugins.synthesizes(self.method(name))
+        """Tell whether the stage ``synthesize`` makes a method's synthetic sets, out of the private data."""
+        return self.kind(name) == "synthesize"
+
+    def distils(self, name: str) -> bool:
+        """Tell whether the stage ``distil`` makes a method's synthetic sets and models, out of a teacher's models."""
+        return self.kind(name) == "distil"
+
+    def teacher_of(self, name: str) -> str | None:
+        """Return the method whose models taught those of a data-free method, None for others: a twin's is a twin.
+
+        The models of a method that reuses the sets of a data-free one were taught by that one's teacher, too.
+        """
+        return self._twin_aware(plugins.teacher_of(self.method(self.set_of(name) or name)), name)
+
+    def set_of(self, name: str) -> str | None:
+        """Return the method that makes the synthetic sets which a method's models learn from.
+
+        It is the method itself unless that reuses another's, and None if it trains on the private data. A twin that
+        reuses sets learns from those of the other method's twin.
+        """
+        return self._twin_aware(plugins.set_of(self.method(name)), name)
+
+    def _twin_aware(self, named: str | None, by: str) -> str | None:
+        """Return what a method names, or its twin if the method is one itself."""
+        return named + AVERAGE_SUFFIX if named and self.is_average_case(by) else named
 
     def claims_privacy(self, name: str) -> bool:
         """Tell whether a method has a guarantee of differential privacy, vacuous or not."""
@@ -295,11 +321,17 @@ class Run:
 
     def _facts(self, names: Iterable[str]) -> dict[str, Any]:
         """Return what tables and figures must know about methods (controls have nothing of their own)."""
-        methods = [name for name in names if name in self.audited]
-        starts = {name: getattr(self.method(name).settings, "initialisation", None) for name in methods}
+        listed = [name for name in names if name in self.audited]
+        owners = {name: owner for name in listed if (owner := self.set_of(name))}
+        # Sets are looked up by their owner, whether or not it is listed beside a method that reuses them.
+        methods = [*dict.fromkeys([*listed, *owners.values()])]
+        # What is behind the sets that a method reuses is behind it, too.
+        origins = {name: owners.get(name, name) for name in methods}
+        starts = {name: getattr(self.method(one).settings, "initialisation", None) for name, one in origins.items()}
         return {
-            "synthetic": tuple(name for name in methods if self.synthesizes(name)),
-            "experts": {name: experts for name in methods if (experts := self.experts_of(name))},
+            "sets": {name: one for name, one in origins.items() if self.set_of(name)},
+            "experts": {name: experts for name, one in origins.items() if (experts := self.experts_of(one))},
+            "teachers": {name: teacher for name in methods if (teacher := self.teacher_of(name))},
             "initialisation": {name: start for name, start in starts.items() if start},
         }
 
@@ -314,7 +346,7 @@ class Run:
 
     def method_code(self, stage: str, method: str) -> str:
         """Return the code hash of a stage on a method, with the method's file where the stage runs it."""
-        runs_method = stage in ("account", "synthesize") or not self.synthesizes(method)
+        runs_method = stage in ("account", "synthesize", "distil") or self.kind(method) == "train"
         return self.code(stage, f"coalmine.methods.{self.method(method).module}" if runs_method else None)
 
     def source_module(self, role: str) -> str:
@@ -371,7 +403,20 @@ class Run:
         }
 
     def _train_spec(self, method: str) -> dict[str, Any]:
-        return self._setup_spec(method) | ({} if self.synthesizes(method) else self._module_spec(method))
+        # Of a method that makes synthetic sets, its settings have done their work when models are trained on these.
+        own = self._module_spec(method) if self.kind(method) == "train" else self._reused(method)
+        return self._setup_spec(method) | own
+
+    def _reused(self, method: str) -> dict[str, Any]:
+        """Return whose synthetic sets a method reuses, if it does."""
+        return {"set": self.set_of(method)} if self.kind(method) == "reuse" else {}
+
+    def _distil_spec(self, method: str) -> dict[str, Any]:
+        name = self.teacher_of(method)
+        assert name, "only data-free methods have a teacher"
+        entry = self.method(name)
+        teacher = {"method": name, "model": _plain(entry.model), "precision": entry.recipe.precision}
+        return self._setup_spec(method) | self._module_spec(method) | {"teacher": teacher}
 
     def _module_spec(self, method: str) -> dict[str, Any]:
         entry = self.method(method)
@@ -396,17 +441,20 @@ class Run:
             "normalisation": _plain(self.config.data.normalisation),
             "precision": entry.recipe.precision,
             "views": _plain(self.config.audit.views),
+            **self._reused(method),
         }
 
     def _score_spec(self, method: str) -> dict[str, Any]:
         control = self.config.controls.get(method)
         audit = self.config.audit
         models = self.models_of(method)
+        made_by = self.method(self.set_of(models) or models)
         return {
             "seed": self.config.seed,
             "method": method,
             "of": models,
-            "source": getattr(load("methods", self.method(models).module), "SOURCE", "copied"),
+            "source": getattr(load("methods", made_by.module), "SOURCE", "copied"),
+            "teacher": None if control else self.teacher_of(method),
             "membership": control.membership if control else "true",
             "bootstrap": audit.bootstrap,
             "confidence": audit.confidence,

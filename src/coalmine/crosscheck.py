@@ -11,12 +11,16 @@ from typing import Any
 
 from coalmine.audit.visual import require_reachable
 from coalmine.outline import Outline
-from coalmine.plugins import claims_privacy, experts_of, load, synthesizes, uses_public
+from coalmine.plugins import Kind, claims_privacy, experts_of, kind, load, set_of, teacher_of, uses_public
 from coalmine.problems import Problem, suggestion
-from coalmine.sections import Audit, AverageCase, Data, Modules, Visual
+from coalmine.sections import Audit, AverageCase, Data, Method, Modules, Visual
 from coalmine.settings import Settings
 
 AVERAGE_SUFFIX = "-average"
+TEACHERS: tuple[Kind, ...] = ("train",)
+"""The kinds of methods whose models can be distilled: a teacher is what private data taught."""
+MAKERS: tuple[Kind, ...] = ("synthesize", "distil")
+"""The kinds of methods that make synthetic sets themselves."""
 
 
 def cross_check(raw: dict[str, Any], sound: Mapping[str, Any], modules: Modules) -> Iterator[Problem]:
@@ -29,6 +33,7 @@ def cross_check(raw: dict[str, Any], sound: Mapping[str, Any], modules: Modules)
         yield from _check_methods(modules, _outline(sound, modules))
     yield from _check_names(raw, separate=average is not None and average.models == "separate")
     yield from _check_experts(raw, modules)
+    yield from _check_references(raw, modules)
     yield from _check_baselines(sound.get("controls", ()), modules)
     yield from _check_pictures(sound, modules)
     if audit:
@@ -61,6 +66,7 @@ def _outline(sound: Mapping[str, Any], modules: Modules) -> Outline:
         channels=len(data.normalisation.mean),
         experts=sound.get("experts", {}),
         image_size=shape[:2] if shape else None,
+        models={name: method.model for name, method in modules.methods.items()},
     )
 
 
@@ -82,11 +88,12 @@ def _shape(role: str, modules: Modules) -> tuple[int, int, int] | None:
 
 
 def _check_methods(modules: Modules, outline: Outline) -> Iterator[Problem]:
-    """Ask the methods that can tell whether their settings will work, unless their experts are unknown or broken."""
+    """Ask the methods that can tell whether their settings will work, unless what they name is unknown or unfit."""
+    teachers = [method.name for method in modules.methods.values() if kind(method) in TEACHERS]
     for method in modules.methods.values():
         module = load("methods", method.module)
-        needed = experts_of(method)
-        if hasattr(module, "objection") and (needed is None or needed in outline.experts):
+        fit = experts_of(method) in (None, *outline.experts) and teacher_of(method) in (None, *teachers)
+        if fit and hasattr(module, "objection"):
             objection = module.objection(method.settings, method.model, method.recipe, outline)
             if objection:
                 field, reason = objection
@@ -163,6 +170,30 @@ def _check_experts(raw: dict[str, Any], modules: Modules) -> Iterator[Problem]:
             yield Problem(f"methods.{method.name}.experts", message)
 
 
+def _check_references(raw: dict[str, Any], modules: Modules) -> Iterator[Problem]:
+    """Check that the methods which other methods name, as teachers or for their sets, are there and have what it takes.
+
+    They are looked up in ``raw``: a broken entry is no unknown one.
+    """
+    entries = raw.get("methods")
+    written = entries if isinstance(entries, dict) else {}
+    references = {
+        "distil": ("teacher", teacher_of, TEACHERS, "does not train on the private data itself"),
+        "reuse": ("set", set_of, MAKERS, "makes no synthetic sets itself"),
+    }
+    for method in modules.methods.values():
+        if kind(method) not in references:
+            continue
+        field, named_by, kinds, lacks = references[kind(method)]
+        name, path = named_by(method), f"methods.{method.name}.{field}"
+        possible = sorted(one.name for one in modules.methods.values() if kind(one) in kinds)
+        if name not in written:
+            yield Problem(path, f"names no method {name}{suggestion(name, possible)}")
+        elif name in modules.methods and name not in possible:
+            remedy = f"name a method that does: {', '.join(possible) or 'there is none'}."
+            yield Problem(path, f"names {name}, which {lacks}; {remedy}")
+
+
 def _size(shape: tuple[int, int, int]) -> str:
     height, width, channels = shape
     return f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
@@ -227,16 +258,26 @@ def _check_pictures(sound: Mapping[str, Any], modules: Modules) -> Iterator[Prob
                 message = "is features, but visual.features is null; set it, or choose pixel or ssim."
                 yield Problem(f"figures.{name}.metric", message)
             for method in listed:
-                if method in controls or (method in modules.methods and not synthesizes(modules.methods[method])):
+                if method in controls or (method in modules.methods and set_of(modules.methods[method]) is None):
                     message = f"lists {method}, which makes no synthetic images; leave it out."
                     yield Problem(f"figures.{name}.methods", message)
         elif "logits" in needs:
             for control in set(controls) & set(listed):
                 message = f"lists the control {control}, which reuses another method's models; leave it out."
                 yield Problem(f"figures.{name}.methods", message)
+        for method in listed if "teachers" in needs else ():
+            if method in modules.methods and not _is_taught(modules.methods[method], modules):
+                message = f"lists {method}, whose models no teacher has taught; leave it out."
+                yield Problem(f"figures.{name}.methods", message)
         shown = getattr(report, "shadow", None)
         if shown is not None and shadows is not None and shown >= shadows:
             yield Problem(f"figures.{name}.shadow", f"is {shown}, but the shadow models are 0 to {shadows - 1}.")
+
+
+def _is_taught(method: Method, modules: Modules) -> bool:
+    """Tell whether a method's models learned from a teacher's answers, by themselves or with the set of one that did."""
+    owner = modules.methods.get(set_of(method) or method.name, method)
+    return teacher_of(method) is not None or teacher_of(owner) is not None
 
 
 def _texts(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -17,6 +18,8 @@ class Outline(NamedTuple):
             ``coalmine.distillation.settings.Experts``. (Not typed as such, so that the code of methods without experts
             does not depend on what experts are.)
         image_size: (height, width) of an image in pixels.
+        models: the architecture of every sound method entry by name, each one of ``coalmine.models.settings``: that of
+            a teacher, for methods that distil one.
     """
 
     population: float | None
@@ -24,3 +27,4 @@ class Outline(NamedTuple):
     channels: int
     experts: Mapping[str, Any]
     image_size: tuple[int, int] | None = None
+    models: Mapping[str, Any] = MappingProxyType({})

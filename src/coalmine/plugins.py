@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Literal
 
 from coalmine.errors import CoalmineError
 from coalmine.sections import Method
@@ -18,6 +19,9 @@ PACKAGES = {
     "tables": "coalmine.reporting",
     "figures": "coalmine.reporting",
 }
+
+Kind = Literal["synthesize", "train", "distil", "reuse"]
+"""What a method file is: the function that it defines, or ``reuse``, whose settings name another method's ``set``."""
 
 
 def available(section: str) -> list[str]:
@@ -48,16 +52,39 @@ def _objection(section: str, name: str) -> str | None:
     missing = [name for name in required.get(section, ("Settings", "build", "NEEDS")) if not hasattr(module, name)]
     if missing:
         return f"{file} is none of the {section}: it does not define {', '.join(missing)}."
-    if section == "methods" and hasattr(module, "synthesize") == hasattr(module, "train"):
-        return f"{file} must define either `synthesize` or `train`, see {folder(section)}/__init__.py."
-    if section == "methods" and hasattr(module, "guarantee") and "clip" not in module.Settings.model_fields:
-        return f"{file} claims differential privacy by its `guarantee`, so its Settings need `clip`."
+    if section == "methods":
+        return _objection_to_method(module, file)
     if section in ("tables", "figures"):
         returns = module.build.__annotations__.get("return")
         draws = str(returns).startswith("tuple")
         if returns and draws != (section == "figures"):
             return f"{file} makes a {'figure' if draws else 'table'}; move it to `{'figures' if draws else 'tables'}`."
     return None
+
+
+def _objection_to_method(module: ModuleType, file: str) -> str | None:
+    """Say why a module is no method file, or None."""
+    kinds, fields = _kinds(module), module.Settings.model_fields
+    if len(kinds) != 1:
+        return (
+            f"{file} must define exactly one of `synthesize`, `train` and `distil`, or none of them and Settings with "
+            f"a field `set`, see {folder('methods')}/__init__.py."
+        )
+    if kinds == ["distil"] and "teacher" not in fields:
+        return f"{file} distils models of another method, so its Settings need `teacher`, the name of that method."
+    for needs_data in ("guarantee", "uses_public"):
+        if hasattr(module, needs_data) and kinds[0] in ("distil", "reuse"):
+            return f"{file} defines `{needs_data}`, but is given neither private nor public data; leave it out."
+    if hasattr(module, "guarantee") and "clip" not in fields:
+        return f"{file} claims differential privacy by its `guarantee`, so its Settings need `clip`."
+    return None
+
+
+def _kinds(module: ModuleType) -> list[Kind]:
+    """Return what kinds of method file a module could be: a sound one is of one kind."""
+    functions: tuple[Kind, ...] = ("synthesize", "train", "distil")
+    defined = [name for name in functions if hasattr(module, name)]
+    return defined or (["reuse"] if "set" in module.Settings.model_fields else [])
 
 
 def _import(section: str, name: str) -> ModuleType:
@@ -75,9 +102,10 @@ def folder(section: str) -> str:
     return "src/" + PACKAGES[section].replace(".", "/")
 
 
-def synthesizes(method: Method) -> bool:
-    """Tell whether a method replaces the private data (else it trains on them)."""
-    return hasattr(load("methods", method.module), "synthesize")
+def kind(method: Method) -> Kind:
+    """Return of which kind the file of a method is."""
+    (only,) = _kinds(load("methods", method.module))
+    return only
 
 
 def claims_privacy(method: Method) -> bool:
@@ -95,3 +123,16 @@ def experts_of(method: Method) -> str | None:
     """Return the entry of ``experts`` that a method matches, if it matches one."""
     name: str | None = getattr(method.settings, "experts", None)
     return name
+
+
+def teacher_of(method: Method) -> str | None:
+    """Return the method whose models a data-free method distils; None for any other kind of method."""
+    # A field of that name is something else in other methods' settings, such as RDED's.
+    name: str | None = getattr(method.settings, "teacher", None) if kind(method) == "distil" else None
+    return name
+
+
+def set_of(method: Method) -> str | None:
+    """Return the method whose synthetic sets the models learn from: its own name, another's, or None."""
+    reused: str | None = getattr(method.settings, "set", None)
+    return {"train": None, "reuse": reused}.get(kind(method), method.name)

@@ -7,10 +7,10 @@ are put on a device once; a method reads it through the shadow model's index onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from coalmine.models.settings import ModelSettings
     from coalmine.training.loop import Mode, ModelGenerators, Observer, Trained
-    from coalmine.training.recipe import Normalisation, Recipe
+    from coalmine.training.recipe import Normalisation, Precision, Recipe
     from coalmine.training.sets import TrainingSet
     from coalmine.training.whitening import Whitening
 
@@ -91,6 +91,55 @@ class Synthetic:
         return arrays | (self.whitening.state() if self.whitening else {})
 
 
+class Numbered(Protocol):
+    """What belongs to one shadow model: its private data, or its teacher."""
+
+    @property
+    def number(self) -> int:
+        """The shadow model, a column of the membership matrix."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The audited model of another method for one shadow model: all that a data-free method is given of private data.
+
+    Attributes:
+        number: the shadow model.
+        model: architecture.
+        state: parameters and buffers, on the CPU.
+        channels: of the images that it classifies.
+        image_size: their height and width in pixels.
+        classes: number of classes.
+        precision: arithmetic that it was trained in.
+    """
+
+    number: int
+    model: ModelSettings
+    state: Mapping[str, torch.Tensor]
+    channels: int
+    image_size: int
+    classes: int
+    precision: Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """What a data-free method makes from one teacher.
+
+    Attributes:
+        state: the student's parameters and buffers after its last step, on the CPU.
+        synthetic: a sample of the images that it was taught with, and the teacher's answers to them.
+        synthesis_seconds: wall time of making images.
+        training_seconds: wall time of teaching the student.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    synthetic: Synthetic
+    synthesis_seconds: float
+    training_seconds: float
+
+
 @dataclass(frozen=True)
 class Setup:
     """Everything but private data that a method may use; the same for all shadow models of the run.
@@ -123,13 +172,13 @@ class Setup:
     public: ImageSet | None = None
     mechanism: Mechanism | None = None
     experts: Callable[[Shadow], Path] | None = None
-    checkpoint: Callable[[Shadow], Checkpoint] = field(default=checkpoint.without)
+    checkpoint: Callable[[Numbered], Checkpoint] = field(default=checkpoint.without)
 
-    def rng(self, shadow: Shadow, purpose: str) -> np.random.Generator:
+    def rng(self, shadow: Numbered, purpose: str) -> np.random.Generator:
         """Return the NumPy generator for one purpose of one shadow model."""
         return seeds.numpy_generator(self.seed, self.method, shadow.number, purpose)
 
-    def generators(self, shadow: Shadow, purpose: str) -> ModelGenerators:
+    def generators(self, shadow: Numbered, purpose: str) -> ModelGenerators:
         """Return the generators of one model's training: initial weights, order and augmentation."""
         from coalmine.training.loop import ModelGenerators
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coalmine.artefacts import read_json, read_npz, write_npz
+from coalmine.artefacts import Header, read_json, read_npz, read_safetensors, write_npz, write_safetensors
 from coalmine.errors import CoalmineError
 from coalmine.stages._batch import Batch
 
@@ -35,6 +35,33 @@ class Job:
             arrays = {"values": np.array([shadow])}
             write_npz(self.batch.stash(shadow), self.batch.headers[shadow], arrays)
             self.batch.finish(shadow, {"seconds": shadow})
+
+
+class Pair(Job):
+    """A batch of two files for each of three shadow models, in folders of their own, listed with measurements."""
+
+    def __init__(self, folder: Path, shadows: tuple[int, ...] = (4, 5, 6), **changes: Any) -> None:
+        self.printed = []
+        names = [f"{shadow:03d}" for shadow in shadows]
+        self.outputs = [folder / f"sets/{name}.{end}" for name in names for end in ("npz", "json")]
+        self.outputs += [folder / f"models/{name}.{end}" for name in names for end in ("safetensors", "json")]
+        base = {**HEADER, **changes}
+        self.batch = Batch(self.outputs, lambda shadow: {**base, "shadow": shadow}, read_header, self.printed.append)
+
+    def make(self, *shadows: int) -> None:
+        for shadow in shadows:
+            self.write(shadow)
+            self.batch.finish(shadow, {"seconds": shadow}, ".npz")
+            self.batch.finish(shadow, {"seconds": 10 * shadow}, ".safetensors")
+
+    def write(self, shadow: int) -> None:
+        arrays = {"values": np.array([shadow])}
+        write_npz(self.batch.stash(shadow, ".npz"), self.batch.headers[shadow], arrays)
+        write_safetensors(self.batch.stash(shadow, ".safetensors"), self.batch.headers[shadow], arrays)
+
+
+def read_header(path: Path) -> Header:
+    return (read_npz(path) if path.suffix == ".npz" else read_safetensors(path))[0]
 
 
 @pytest.fixture
@@ -158,3 +185,93 @@ def test_nothing_is_dropped_before_everything_is_in_place(folder: Path, monkeypa
 def test_a_file_name_that_is_no_number_is_refused(folder: Path) -> None:
     with pytest.raises(CoalmineError, match=r"first\.npz: the file name must be the number of a shadow model, such as"):
         Batch([folder / "first.npz"], lambda shadow: {}, lambda path: {}, print)
+
+
+# --- several files of each shadow model --------------------------------------------------------------------------
+
+
+def test_all_files_of_all_shadow_models_are_published_each_with_its_own_measurements(tmp_path: Path) -> None:
+    job = Pair(tmp_path)
+    assert job.batch.waiting == [4, 5, 6]
+    job.make(4, 5, 6)
+    assert not [path for path in tmp_path.rglob("*.*") if ".finished" not in path.parts and path.is_file()]
+    job.batch.publish()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(job.outputs)
+    assert not list(tmp_path.rglob(".finished"))
+    assert read_npz(tmp_path / "sets/005.npz")[1]["values"].tolist() == [5]
+    assert read_safetensors(tmp_path / "models/005.safetensors")[0] == {**HEADER, "shadow": 5}
+    measured = [read_json(tmp_path / folder / "005.json")["seconds"] for folder in ("sets", "models")]
+    assert measured == [5, 50]
+
+
+@pytest.mark.parametrize("lost", ["sets/.finished/005.npz", "models/.finished/005.safetensors"])
+@pytest.mark.parametrize("measurements", [False, True])
+def test_a_shadow_model_is_finished_only_with_all_of_its_files(tmp_path: Path, lost: str, measurements: bool) -> None:
+    Pair(tmp_path).make(4, 5, 6)
+    path = tmp_path / lost
+    (path.with_suffix(".json") if measurements else path).unlink()
+    again = Pair(tmp_path)
+    assert again.batch.waiting == [5]
+    again.make(5)
+    again.batch.publish()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(again.outputs)
+
+
+@pytest.mark.parametrize("name", ["sets/.finished/{}.npz", "models/.finished/{}.safetensors"])
+def test_a_pair_with_one_file_of_another_shadow_model_or_a_broken_one_is_made_anew(tmp_path: Path, name: str) -> None:
+    Pair(tmp_path).make(4, 5, 6)
+    os.replace(tmp_path / name.format("006"), tmp_path / name.format("004"))
+    broken = tmp_path / name.format("005")
+    broken.write_bytes(broken.read_bytes()[:80])
+    assert Pair(tmp_path).batch.waiting == [4, 5, 6]
+
+
+def test_a_pair_that_was_written_but_not_finished_is_made_anew(tmp_path: Path) -> None:
+    job = Pair(tmp_path)
+    job.make(4)
+    job.write(5)
+    job.batch.finish(5, {"seconds": 5}, ".npz")
+    assert Pair(tmp_path).batch.waiting == [5, 6]
+
+
+def test_a_kill_while_files_are_put_in_place_loses_none_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Pair(tmp_path)
+    job.make(4, 5, 6)
+    replace, left = os.replace, iter(range(7))
+
+    def fail(source: Any, target: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    for _ in range(2):  # and once more, in the job that takes the files over
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fail)
+            with pytest.raises(KeyboardInterrupt):
+                job.batch.publish()
+        for path in job.outputs:  # as Snakemake does
+            path.unlink(missing_ok=True)
+        job = Pair(tmp_path)
+        assert job.batch.waiting == []
+    job.batch.publish()
+    assert all(path.is_file() for path in job.outputs)
+
+
+def test_a_checkpoint_is_kept_until_all_files_of_its_shadow_model_are_finished(tmp_path: Path) -> None:
+    job = Pair(tmp_path)
+    job.batch.checkpoint(4).save({"step": np.array(3)})
+    job.write(4)
+    job.batch.finish(4, {"seconds": 1}, ".npz")
+    assert job.batch.checkpoint(4).load() is not None
+    job.batch.finish(4, {"seconds": 1}, ".safetensors")
+    assert job.batch.checkpoint(4).load() is None
+
+
+def test_measurements_of_another_jobs_file_do_not_pass_for_those_of_a_new_one(folder: Path) -> None:
+    Job(folder).make(4)
+    other = Job(folder, code="0ther")
+    write_npz(other.batch.stash(4), other.batch.headers[4], {"values": np.array([4])})
+    # Killed before it was finished.
+    assert Job(folder, code="0ther").batch.waiting == [4, 5, 6]

@@ -278,6 +278,16 @@ def test_sets_of_another_method_shadow_model_or_data_are_refused(refused: Any, j
     assert "001.npz was made with inputs.private = '0'" in refused()
 
 
+def test_sets_of_both_stages_that_make_some_are_compared_and_no_others(refused: Any, job: Job) -> None:
+    images, source = job.fresh[:3], np.full(3, -1)
+    job.write(1, images, source, stage="distil")
+    assert job.run() == 0
+    for path in job.out:
+        path.unlink()
+    job.write(1, images, source, stage="prepare")
+    assert "001.npz was made with stage = 'prepare', but 'synthesize' is needed here" in refused()
+
+
 @pytest.mark.parametrize(
     "images",
     [np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 1)), np.zeros((0, 8, 8, 1), np.uint8)],

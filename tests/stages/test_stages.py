@@ -241,6 +241,7 @@ def test_every_artefact_carries_the_spec_and_the_code_that_made_it(finished: Fol
             "code": code_hash("coalmine.stages.train", "coalmine.methods.undefended"),
             "inputs": digests,
             "shadow": shadow,
+            "shape": {"channels": 1, "image_size": 8, "classes": 10},
         }
         (logits,) = finished.files("logits", "undefended", "npz", [shadow])
         assert read_npz(logits)[0]["inputs"] == {**digests, "model": header}

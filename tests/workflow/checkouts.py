@@ -37,12 +37,25 @@ SMALL = {
             "expert_epochs": 1,
             "max_start": 2,
         },
+        "dfkd": {
+            "module": "dfkd",
+            "algorithm": "zskt",
+            "batch_size": 16,
+            "rounds": 2,
+            "distillation_steps": 2,
+            "latent": 8,
+            "width": 8,
+            "images": 12,
+        },
+        "second": {"module": "reuse", "set": "dfkd", "model": {"name": "mlp", "hidden": [8]}},
         "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32, "model": {"name": "mlp"}},
     },
     "visual": {"images": 3, "level": 0.25, "features": {"model": {"name": "mlp", "hidden": [16]}}},
     "controls": {"shuffled": {"of": "undefended"}},
     "tables": {
-        "table1": {"methods": ["undefended", "random", "forgetting", "dm", "mtt", "private", "shuffled"]},
+        "table1": {
+            "methods": ["undefended", "random", "forgetting", "dm", "mtt", "dfkd", "second", "private", "shuffled"]
+        },
         "table2": {"methods": ["dm", "mtt"]},
         "table3": {"methods": ["dm"]},
         "table4": {"methods": ["undefended", "random", "forgetting"], "baselines": ["private"]},
@@ -52,6 +65,7 @@ SMALL = {
         "figure5": {"methods": ["random", "forgetting"]},
         "figure6": {"methods": ["dm", "random"], "images": 2},
         "figure7": {"methods": ["undefended", "dm"]},
+        "figure9": {"methods": ["dfkd", "second"]},
     },
     "execution": {"device": "cpu", "batch": 3},
 }
@@ -61,6 +75,7 @@ MESSAGES = {
     r"Training the ([\w-]+) experts": "experts",
     r"Synthetic sets of ([\w-]+) ": "synthesize",
     r"Training the ([\w-]+) models": "train",
+    r"Distilling the ([\w-]+) students": "distil",
     r"Querying the ([\w-]+) models": "logits",
     r"Attacking ([\w-]+)": "score",
     r"Comparing the images of ([\w-]+)": "resemble",

@@ -12,7 +12,7 @@ from checkouts import REPOSITORY, Checkout, copy_sources
 
 PRESETS = sorted(path.name for path in (REPOSITORY / "workflow/presets").glob("*.yaml"))
 TABLES = tuple(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 7))
-FIGURES = tuple(f"figure{number}" for number in (1, 3, 4, 5, 6, 7))
+FIGURES = tuple(f"figure{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9))
 LOCK = (REPOSITORY / "requirements.lock").read_text()
 
 

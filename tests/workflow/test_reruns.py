@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections import Counter
@@ -13,9 +14,13 @@ import yaml
 from checkouts import SMALL, Checkout, copy_sources
 
 CORESET = "src/coalmine/methods/coreset.py"
+UNDEFENDED = "src/coalmine/methods/undefended.py"
 PICTURES = Counter(table=3, publish_table=3, figure=1, publish_figure=1, all=1)
 """What reads how images compare: tables 1, 2 and 4, figure 6."""
-SYNTHETIC = ("random", "forgetting", "dm", "mtt")
+MAKERS = {"random": "synthesize", "forgetting": "synthesize", "dm": "synthesize", "mtt": "synthesize", "dfkd": "distil"}
+"""The methods that make synthetic sets, and the stages that do."""
+STUDENTS = ("dfkd", "second")
+"""What undefended models teach: the data-free method, and the one that reuses its sets."""
 
 
 def reports(*methods: str) -> Counter[str]:
@@ -30,8 +35,9 @@ def reports(*methods: str) -> Counter[str]:
 
 def downstream(method: str) -> Counter[str]:
     """All jobs of one method: two batches a stage, its score, and the comparison of its images."""
-    once = ["score"] + ["resemble"] * (method in SYNTHETIC)
-    stages = ["synthesize"] * (method in SYNTHETIC) + ["train", "logits"]
+    maker = MAKERS.get(method)
+    once = ["score", *(["resemble"] if maker else [])]
+    stages = [*([maker] if maker else []), *(["train"] if maker != "distil" else []), "logits"]
     return Counter({f"{stage} {method}": 2 for stage in stages} | {f"{stage} {method}": 1 for stage in once})
 
 
@@ -74,14 +80,61 @@ def test_a_methods_code_reruns_that_method_and_its_downstream(checkout: Checkout
 
 
 def test_the_code_of_a_method_that_trains_itself_reruns_only_that_method(checkout: Checkout) -> None:
-    checkout.edit(
-        "src/coalmine/methods/undefended.py",
-        "    return setup.train(",
-        "    shadows = [*shadows]\n    return setup.train(",
-    )
+    checkout.edit(UNDEFENDED, "    return setup.train(", "    shadows = [*shadows]\n    return setup.train(")
     jobs = checkout.planned()
-    # The null control scores the logits of undefended models.
-    assert jobs == downstream("undefended") + Counter({"score shuffled": 1}) + reports("undefended", "shuffled")
+    # The null control scores the logits of undefended models, and their students follow them.
+    students = sum(map(downstream, STUDENTS), Counter())
+    expected = downstream("undefended") + Counter({"score shuffled": 1}) + students
+    assert jobs == expected + reports("undefended", "shuffled", *STUDENTS)
+
+
+def test_a_data_free_methods_settings_distil_again_and_train_no_teacher(checkout: Checkout) -> None:
+    methods = {**SMALL["methods"], "dfkd": {**SMALL["methods"]["dfkd"], "distillation_steps": 3}}
+    checkout.configure(methods=methods)
+    # Whoever reuses its sets follows.
+    expected = downstream("dfkd") + downstream("second") + Counter({"configuration": 1})
+    assert checkout.planned() == expected + reports(*STUDENTS)
+
+
+def test_a_data_free_methods_code_reruns_it_and_what_follows_from_its_sets(checkout: Checkout) -> None:
+    checkout.edit("src/coalmine/methods/dfkd.py", "    for teacher in teachers:", "    for teacher in [*teachers]:")
+    assert checkout.planned() == downstream("dfkd") + downstream("second") + reports(*STUDENTS)
+
+
+def test_another_student_of_the_same_teachers_is_all_that_is_made(checkout: Checkout) -> None:
+    other = {**SMALL["methods"]["dfkd"], "model": {"name": "mlp", "hidden": [8]}}
+    checkout.configure(methods={**SMALL["methods"], "other": other}, tables={"table1": {"methods": ["dfkd", "other"]}})
+    expected = Counter(
+        {"distil other": 2, "logits other": 2, "score other": 1, "resemble other": 1, "configuration": 1}
+    )
+    assert checkout.planned() == expected + Counter(table=1, publish_table=1, all=1)
+
+
+def test_another_model_on_reused_sets_is_trained_without_making_them_again(checkout: Checkout) -> None:
+    second = {**SMALL["methods"]["second"], "model": {"name": "mlp", "hidden": [9]}}
+    checkout.configure(methods={**SMALL["methods"], "second": second})
+    assert checkout.planned() == downstream("second") + reports("second") + Counter({"configuration": 1})
+
+
+def test_the_job_that_distils_is_given_models_of_teachers_and_no_private_data(checkout: Checkout) -> None:
+    printed = checkout.snakemake("results/small/models/dfkd/000.safetensors", "--detailed-summary")
+    rows = csv.DictReader(printed[printed.index("output_file\t") :].splitlines(), delimiter="\t")
+    (job,) = [row for row in rows if row["output_file"] == "results/small/models/dfkd/000.safetensors"]
+    teachers = {f"results/small/models/undefended/00{shadow}" for shadow in range(6)}
+    inputs = {f"{teacher}.{suffix}" for teacher in teachers for suffix in ("safetensors", "json")}
+    assert {*job["input-file(s)"].split(",")} == inputs
+    assert not {"--private", "--design"} & {*job["shellcmd"].split()}
+
+
+def test_the_twin_of_a_student_learns_from_the_twin_of_its_teacher(checkout: Checkout) -> None:
+    audit = yaml.safe_load((checkout.root / "config.yaml").read_text())["audit"]
+    checkout.configure(
+        audit={**audit, "average": {"models": "separate", "samples": None}}, controls={}, tables={}, figures={}
+    )
+    jobs = checkout.planned(target="results/small/scores/second-average.npz")
+    stages = ("train undefended", "logits undefended", "distil dfkd", "train second", "logits second")
+    twins = {f"{stage}-average": 2 for stage in stages}
+    assert jobs == Counter({**twins, "score second-average": 1, "design_average": 1})
 
 
 def test_a_change_of_the_training_loop_retrains_all_but_keeps_data_and_design(checkout: Checkout) -> None:
@@ -187,7 +240,7 @@ def test_settings_of_a_method_that_matches_experts_keep_these(checkout: Checkout
 @pytest.mark.parametrize("change", [{"level": 0.3}, {"images": 2}, {"features": None}])
 def test_how_images_are_compared_compares_them_again_and_trains_nothing(checkout: Checkout, change: dict) -> None:
     checkout.configure(visual={**SMALL["visual"], **change})
-    compared = Counter({f"resemble {method}": 1 for method in SYNTHETIC})
+    compared = Counter({f"resemble {method}": 1 for method in MAKERS})
     assert checkout.planned() == compared + Counter(configuration=1) + PICTURES
 
 
@@ -203,7 +256,7 @@ def test_a_run_without_the_comparison_needs_its_tables_only(checkout: Checkout) 
 def test_the_network_that_compares_images_is_pretrained_once(checkout: Checkout) -> None:
     features = {**SMALL["visual"]["features"], "training": {"epochs": 3}}
     checkout.configure(visual={**SMALL["visual"], "features": features})
-    compared = Counter({f"resemble {method}": 1 for method in SYNTHETIC})
+    compared = Counter({f"resemble {method}": 1 for method in MAKERS})
     assert checkout.planned() == compared + Counter(pretrain=1, configuration=1) + PICTURES
 
 

@@ -120,7 +120,7 @@ def test_the_same_command_gives_the_same_bytes(checkout: Checkout) -> None:
     checkout.configure(execution={**SMALL["execution"], "batch": 2})
     checkout.snakemake("all", "--cores", "2")
     after = files(checkout.root / "results/small", *ARTEFACTS)
-    assert len(before) == 128
+    assert len(before) == 162
     assert [name for name in before if before[name] != after.get(name)] == []
 
 

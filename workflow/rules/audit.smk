@@ -46,6 +46,7 @@ rule score:
         logits=logits_of,
         synthetic=synthetic_of,
         privacy=privacy_of,
+        teacher=teacher_logits_of,
     output:
         f"{ROOT}/scores/{{method}}.npz",
         f"{ROOT}/metrics/{{method}}.json",
@@ -71,5 +72,6 @@ rule score:
             --logits {input.logits:q} \
             --synthetic {input.synthetic:q} \
             --privacy {input.privacy:q} \
+            --teacher {input.teacher:q} \
             --out {output:q} 2>&1 | tee {log:q}
         """

@@ -53,6 +53,14 @@ wildcard_constraints:
     figure="|".join(RUN.reports("figures")) or "none",
 
 
+def methods_that(*kinds):
+    """Pattern of the methods whose files are of these kinds (see coalmine/plugins.py)."""
+    return (
+        "|".join(method for method in RUN.audited if RUN.kind(method) in kinds)
+        or "none"
+    )
+
+
 def batches():
     """Shadow models by job. No file name and no parameter depends on the size of a batch."""
     size = EXECUTION.batch
@@ -92,9 +100,25 @@ def design_of(wildcards):
 # Batched stages read the files of all shadow models, not just of their own batch: the set of input files must not
 # depend on the size of a batch, or another size would rerun everything.
 def synthetic_of(wildcards):
-    """Synthetic sets of a method, none if it trains on the private data."""
-    method = RUN.models_of(wildcards.method)
-    return per_shadow("synthetic", method, "npz") if RUN.synthesizes(method) else []
+    """Synthetic sets that a method's models learned from, whoever made them; none if these are private data."""
+    owner = RUN.set_of(RUN.models_of(wildcards.method))
+    return per_shadow("synthetic", owner, "npz") if owner else []
+
+
+def teachers_of(wildcards):
+    """The models that a data-free method distils."""
+    return per_shadow("models", RUN.teacher_of(wildcards.method), "safetensors")
+
+
+def teacher_logits_of(wildcards):
+    """Logits of the models that taught a method's; none if none did, and for controls."""
+    method = wildcards.method
+    teacher = RUN.teacher_of(method) if method in RUN.audited else None
+    return (
+        [f"{ROOT}/logits/{teacher}/{shadow}.npz" for shadow in SHADOWS]
+        if teacher
+        else []
+    )
 
 
 def experts_of(wildcards):
@@ -111,7 +135,7 @@ def privacy_of(wildcards):
 
 def training_privacy_of(wildcards):
     """The same for a method that trains on the private data itself."""
-    return [] if RUN.synthesizes(wildcards.method) else privacy_of(wildcards)
+    return privacy_of(wildcards) if RUN.kind(wildcards.method) == "train" else []
 
 
 def public_of(wildcards):
@@ -138,11 +162,22 @@ def source_files(role):
     return [f"results/data/raw/{remote.name}" for remote in RUN.downloads(role)]
 
 
+def cost_stages(method):
+    """What had to be made for the audit of a method, as stage and method or experts."""
+    owner = RUN.set_of(method)
+    experts, teacher = RUN.experts_of(owner or method), RUN.teacher_of(method)
+    stages = [("models", method), ("logits", method)]
+    stages += [("synthetic", owner)] if owner else []
+    stages += [("experts", experts)] if experts else []
+    stages += [("models", teacher)] if teacher else []
+    return stages
+
+
 def report_inputs(section, name):
     """What a table or figure reads, by the tokens in its `NEEDS`."""
     needs, methods = RUN.report_needs(section, name)
     audited = [method for method in methods if method in RUN.audited]
-    synthetic = [method for method in audited if RUN.synthesizes(method)]
+    owners = [owner for method in audited if (owner := RUN.set_of(method))]
     files = []
     if "data" in needs:
         files += [*PRIVATE, *design_files("worst")]
@@ -151,33 +186,31 @@ def report_inputs(section, name):
     if "scores" in needs:
         files += [f"{ROOT}/scores/{method}.npz" for method in methods]
     if "costs" in needs:
-        for method in audited:
-            stages = {"models": method, "logits": method}
-            if RUN.synthesizes(method):
-                stages["synthetic"] = method
-            if RUN.experts_of(method):
-                stages["experts"] = RUN.experts_of(method)
-            files += [
-                f"{ROOT}/{stage}/{name}/{shadow}.json"
-                for stage, name in stages.items()
-                for shadow in SHADOWS
-            ]
+        files += [
+            f"{ROOT}/{stage}/{name}/{shadow}.json"
+            for method in audited
+            for stage, name in cost_stages(method)
+            for shadow in SHADOWS
+        ]
     if "synthetic" in needs:
         files += [
-            f"{ROOT}/synthetic/{method}/{shadow}.npz"
-            for method in synthetic
+            f"{ROOT}/synthetic/{owner}/{shadow}.npz"
+            for owner in owners
             for shadow in SHADOWS
         ]
     if "logits" in needs:
+        teachers = [
+            teacher for method in audited if (teacher := RUN.teacher_of(method))
+        ]
         files += [
-            f"{ROOT}/logits/{RUN.models_of(method)}/{shadow}.npz"
-            for method in methods
+            f"{ROOT}/logits/{name}/{shadow}.npz"
+            for name in [*map(RUN.models_of, methods), *teachers]
             for shadow in SHADOWS
         ]
     if "visual" in needs and RUN.compares_images:
         files += [
-            f"{ROOT}/visual/{method}.{ending}"
-            for method in synthetic
+            f"{ROOT}/visual/{owner}.{ending}"
+            for owner in owners
             for ending in ("npz", "json")
         ]
         files += PUBLIC if "data" in needs else []

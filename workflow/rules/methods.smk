@@ -3,7 +3,8 @@
 In: private data and audit design. Out: `privacy/<method>.json` of methods that claim differential privacy,
 `experts/<experts>/<shadow>.safetensors`, shared by the methods that match them, `synthetic/<method>/<shadow>.npz`,
 `models/<method>/<shadow>.safetensors`, `logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow
-models they make.
+models they make. Which stages make the sets and models of a method depends on what its file defines (`methods_that`): a
+data-free method is given the models of its teacher and no private data.
 """
 
 
@@ -85,6 +86,8 @@ for batch in batches():
             batch_outputs("synthetic", "npz", batch),
         log:
             f"{ROOT}/logs/synthesize/{{method}}-{batch[0]}.log",
+        wildcard_constraints:
+            method=methods_that("synthesize"),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -124,6 +127,8 @@ for batch in batches():
             batch_outputs("models", "safetensors", batch),
         log:
             f"{ROOT}/logs/train/{{method}}-{batch[0]}.log",
+        wildcard_constraints:
+            method=methods_that("train", "synthesize", "reuse"),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -146,6 +151,41 @@ for batch in batches():
                 --design {input.design:q} \
                 --synthetic {input.synthetic:q} \
                 --privacy {input.privacy:q} \
+                --device {resources.device} --mode {resources.mode} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
+            """
+
+    rule:
+        name:
+            f"distil_{batch[0]}"
+        input:
+            teachers=teachers_of,
+        output:
+            batch_outputs("synthetic", "npz", batch),
+            batch_outputs("models", "safetensors", batch),
+        log:
+            f"{ROOT}/logs/distil/{{method}}-{batch[0]}.log",
+        wildcard_constraints:
+            method=methods_that("distil"),
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            mode=EXECUTION.mode,
+            runtime=2880,
+            mem_mb=8000,
+        params:
+            spec=lambda wildcards: RUN.spec("distil", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("distil", wildcards.method),
+        message:
+            f"Distilling the {{wildcards.method}} students {batch[0]} to {batch[-1]}"
+        shell:
+            """
+            python -m coalmine.stages.distil \
+                --spec {params.spec:q} \
+                --teachers {input.teachers:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
                 --out {output:q} 2>&1 | tee {log:q}
             """

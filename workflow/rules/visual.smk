@@ -49,6 +49,8 @@ rule resemble:
         f"{ROOT}/visual/{{method}}.json",
     log:
         f"{ROOT}/logs/resemble/{{method}}.log",
+    wildcard_constraints:
+        method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
     threads: 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -49,6 +49,11 @@ def add_execution(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, default=1, help="CPU threads of this job")
 
 
+def by_shadow(paths: Iterable[Path], suffix: str) -> dict[int, Path]:
+    """Return the files with a suffix, without the measurements beside them, by shadow model."""
+    return {_command.shadow_number(path): path for path in paths if path.suffix == suffix}
+
+
 def add_guarantee(command: argparse.ArgumentParser) -> None:
     """Add the file of the ``account`` stage, which methods with a guarantee have."""
     command.add_argument("--privacy", type=Path, nargs="*", default=[], help="privacy/<method>.json, if there is one")
@@ -87,9 +92,9 @@ def setup(
     mechanism: Mechanism | None = None,
     **further: Any,
 ) -> Setup:
-    """Return what methods are given besides private data, read from a ``synthesize`` or ``train`` spec.
+    """Return what methods are given besides private data, read from a ``synthesize``, ``train`` or ``distil`` spec.
 
-    ``further`` are those fields of ``Setup`` that only synthesis has.
+    ``further`` are those fields of ``Setup`` that training has not.
     """
     return Setup(
         method=spec["method"],
@@ -108,6 +113,12 @@ def setup(
 
 def read_synthetic(path: Path, method: str, shadow: int, design: str) -> TrainingSet:
     """Read one synthetic set as a training set.
+
+    Args:
+        path: the set.
+        method: the one that made it.
+        shadow: the shadow model that it was made for.
+        design: digest of the audit design.
 
     Raises:
         CoalmineError: it is another method's, shadow model's or design's.

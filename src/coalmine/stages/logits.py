@@ -41,8 +41,8 @@ def main() -> None:
     test = read_images(*arguments.test)
     digests = data.digests()
 
-    models = {_command.shadow_number(path): path for path in arguments.models if path.suffix == ".safetensors"}
-    synthetic = {_command.shadow_number(path): path for path in arguments.synthetic if path.suffix == ".npz"}
+    models = _models.by_shadow(arguments.models, ".safetensors")
+    synthetic = _models.by_shadow(arguments.synthetic, ".npz")
     contents = {shadow: _read_model(models[shadow], shadow, spec, digests) for shadow in numbers}
     made = {shadow: _synthetic_images(synthetic.get(shadow), models[shadow], contents[shadow][0]) for shadow in numbers}
     base = _command.header("logits", spec)
@@ -100,15 +100,29 @@ def _read_model(
 
 
 def _synthetic_images(path: Path | None, model: Path, header: Header) -> np.ndarray | None:
-    """Read the images of the synthetic set that a model was trained on, if it was; refuse another set."""
-    inputs = header["inputs"]
-    if path is None and "synthetic" in inputs:
+    """Read the images of the synthetic set that a model learned from, if it did; refuse another set."""
+    spec, inputs, distilled = header["spec"], header["inputs"], header["stage"] == "distil"
+    if path is None and (distilled or "synthetic" in inputs):
         raise CoalmineError(f"{model} was trained on a synthetic set, which is needed here: --synthetic")
     if path is None:
         return None
-    images = _models.read_synthetic(path, header["spec"]["method"], header["shadow"], inputs["design"]).images
-    check_header(model, header, inputs__synthetic=_models.digest_of_set(path))
-    return images
+    read = _models.read_synthetic(path, spec.get("set", spec["method"]), header["shadow"], inputs["design"])
+    if distilled:
+        _check_made_together(path, model, header)
+    else:
+        check_header(model, header, inputs__synthetic=_models.digest_of_set(path))
+    return read.images
+
+
+def _check_made_together(path: Path, model: Path, header: Header) -> None:
+    """Refuse a synthetic set and a model that were not made by one and the same ``distil`` job."""
+    other, _ = read_npz(path, source=("int64", (None,)))
+    differing = sorted(name for name in {*header, *other} if header.get(name) != other.get(name))
+    if differing:
+        raise CoalmineError(
+            f"{path} and {model} were not made together: their headers differ in {', '.join(differing)}. Delete both "
+            "and run Snakemake again: it makes them anew."
+        )
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def read_shown(path: Path, spec: dict[str, Any], data: PrivateData, digests: dic
     header, arrays = read_npz(path)
     shadow = _command.shadow_number(path)
     made_from = {f"inputs__{name}": value for name, value in digests.items()}
-    check_header(path, header, stage="synthesize", spec__method=spec["method"], shadow=shadow, **made_from)
+    maker = "distil" if header.get("stage") == "distil" else "synthesize"
+    check_header(path, header, stage=maker, spec__method=spec["method"], shadow=shadow, **made_from)
     images, source = arrays["images"], arrays["source"]
     if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != data.images.shape[1:] or not len(images):
         raise CoalmineError(

@@ -34,7 +34,7 @@ def main() -> None:
     mechanism = _models.mechanism(arguments, spec["method"], data.digests()["design"])
     inputs = _models.made_from(data, mechanism)
     method, settings = load_method(spec)
-    experts = {_command.shadow_number(path): path for path in arguments.experts if path.suffix == ".safetensors"}
+    experts = _models.by_shadow(arguments.experts, ".safetensors")
 
     base = _command.header("synthesize", spec, method_module(spec))
 

@@ -26,8 +26,9 @@ def main() -> None:
     device, mode = _models.execution(arguments)
     data = _models.private_data(arguments)
     design = data.digests()["design"]
-    synthetic = {_command.shadow_number(path): path for path in arguments.synthetic if path.suffix == ".npz"}
-    base = _command.header("train", spec, method_module(spec) if "module" in spec else None)
+    synthetic = _models.by_shadow(arguments.synthetic, ".npz")
+    shape = {"channels": data.images.shape[3], "image_size": data.images.shape[1], "classes": len(data.classes)}
+    base = _command.header("train", spec, method_module(spec) if "module" in spec else None, shape=shape)
     mechanism = _models.mechanism(arguments, spec["method"], design)
     inputs = _models.made_from(data, mechanism)
 
@@ -44,7 +45,7 @@ def main() -> None:
     else:
         paths = [synthetic[shadow.number] for shadow in shadows]
         sets = [
-            _models.read_synthetic(path, spec["method"], shadow.number, design)
+            _models.read_synthetic(path, spec.get("set", spec["method"]), shadow.number, design)
             for path, shadow in zip(paths, shadows, strict=True)
         ]
         trained_models = setup.train(sets, shadows)

@@ -20,7 +20,7 @@ class SGD:
         """Update ``parameters`` in place; of a stack, each one's first dimension is the model."""
         self.parameters = list(parameters)
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self._velocity = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.velocity = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[torch.Tensor], rate: float | torch.Tensor) -> None:
@@ -33,11 +33,11 @@ class SGD:
         gradients = list(gradients)
         if self.weight_decay:
             gradients = list(torch._foreach_add(gradients, self.parameters, alpha=self.weight_decay))
-        torch._foreach_mul_(self._velocity, self.momentum)
-        torch._foreach_add_(self._velocity, gradients)
-        descent = self._velocity
+        torch._foreach_mul_(self.velocity, self.momentum)
+        torch._foreach_add_(self.velocity, gradients)
+        descent = self.velocity
         if self.nesterov:
-            descent = list(torch._foreach_add(gradients, self._velocity, alpha=self.momentum))
+            descent = list(torch._foreach_add(gradients, self.velocity, alpha=self.momentum))
         if isinstance(rate, torch.Tensor):
             rates = [rate.view(-1, *[1] * (parameter.ndim - 1)) for parameter in self.parameters]
             torch._foreach_addcmul_(self.parameters, descent, rates, value=-1)

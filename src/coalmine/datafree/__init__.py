@@ -1,0 +1,1 @@
+"""Data-free knowledge distillation: the parts of ``coalmine.methods.dfkd``."""
