@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coalmine.artefacts import digest, write_npy, write_npz
+from coalmine.artefacts import digest, read_npz, write_npy, write_npz
 from coalmine.audit.design import Design, draw_design, training_indices
+from coalmine.audit.inheritance import inheritance
 from coalmine.audit.metrics import evaluate, max_over_variants
+from coalmine.reporting.common import ReportSettings
+from coalmine.reporting.results import Results, load_results
 from coalmine.run_files import design_digest, write_design
 from coalmine.seeds import numpy_generator
 
@@ -44,6 +47,11 @@ class ResultsFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
         return file
+
+    def results(self, settings: ReportSettings) -> Results:
+        """Open the folder as the stages do that build tables and figures."""
+        known = {"experts": settings.experts, "sets": settings.sets, "teachers": settings.teachers}
+        return load_results(self.root, settings.needed, visual=settings.visual, **known)
 
     def metrics(self, method: str, **changes: Any) -> None:
         """Write metrics with plain known numbers; ``changes`` replace top-level fields."""
@@ -138,6 +146,49 @@ class ResultsFolder:
         compared = {**header, "inputs": {**inputs, "synthetic": digests}}
         write_npz(self.root / f"visual/{method}.npz", compared, arrays)
         self.visual(method, **{metric: 0.1 * number for number, metric in enumerate(metrics, start=1)})
+
+    def taught(
+        self, method: str, teacher: str, design: Design, *, copying: float = 0.7, easy: float = 1.0, images: int = 6
+    ) -> None:
+        """Simulate models that ``teacher``'s taught: images from nothing with soft labels, logits of both, metrics.
+
+        The logit of a canary's wrong label is a teacher's own; its student's is that, by the share ``copying``, plus
+        noise of its own. The larger ``easy``, the more IN canaries teachers memorise. A teacher's logits do not depend
+        on the method.
+        """
+        audited, models = design.membership.shape
+        self.images(method, design, [[-1] * images] * models, noise=0.3, soft=True)
+        of_teacher, own = numpy_generator(0, "teacher", teacher), numpy_generator(0, "student", method)
+        hard = of_teacher.normal(size=(audited, 1))
+        surer = easy + 5 * design.membership - 3.5 + hard + of_teacher.normal(size=(audited, models))
+        answers = {teacher: surer, method: copying * (surer + own.normal(size=(audited, models)))}
+        rows, logits = np.arange(audited), {}
+        for name, wrong in answers.items():
+            logits[name] = np.full((audited, models, 3), -2.0, dtype=np.float32)
+            logits[name][rows, :, design.true_label] = 0.0
+            logits[name][rows, :, design.canary_label] = wrong
+        inputs = {"design": design_digest(design)}
+        for shadow in range(models):
+            for name, few in ((teacher, 0), (method, images)):
+                arrays = {
+                    "canary_logits": logits[name][:, shadow, None],
+                    "synthetic_logits": 2 * own.normal(size=(few, 3)).astype(np.float32),
+                }
+                header = {"spec": {"method": name}, "inputs": inputs, "shadow": shadow}
+                write_npz(self.root / f"logits/{name}/{shadow:03d}.npz", header, arrays)
+            path = self.root / f"synthetic/{method}/{shadow:03d}.npz"
+            header, arrays = read_npz(path)
+            odds = np.exp(2 * own.normal(size=(images, 3)))
+            labels = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+            write_npz(path, header, {**arrays, "labels": labels})
+        chosen = design.mislabelled
+        own_labels, membership = design.canary_label[chosen], design.membership[chosen]
+        pair = (logits[name][chosen] for name in (teacher, method))
+        found = inheritance(*pair, own_labels, membership, replicates=200, seed=0)
+        group = known_metrics(method)["groups"]["mislabelled"]
+        size = {"models": models, "canaries": int(chosen.sum()), "clean": int((~chosen).sum()), "views": 1}
+        inherited = {**group, "inheritance": {"teacher": teacher, **found}}
+        self.metrics(method, groups={"mislabelled": inherited}, design=size)
 
     def visual(self, method: str, *, level: float = 0.05, **shares: float) -> None:
         """Write how large a share of a method's images is flagged by each distance."""

@@ -23,6 +23,8 @@ NAMES = (
     "figure5",
     "figure6",
     "figure7",
+    "figure8",
+    "figure9",
     "figure99",
 )
 

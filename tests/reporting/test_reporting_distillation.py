@@ -25,7 +25,7 @@ GAP = "\N{NO-BREAK SPACE}"
 
 def built(module: Any, folder: ResultsFolder, *methods: str, **settings: Any) -> pd.DataFrame:
     chosen = module.Settings(methods=methods, labels=LABELS, **{"replicates": 100, **settings})
-    return module.build(load_results(folder.root, chosen.needed, compared=chosen.compared), chosen)
+    return module.build(folder.results(chosen), chosen)
 
 
 def naive_auc(scores: np.ndarray, membership: np.ndarray) -> float:
@@ -165,7 +165,9 @@ def test_table3_needs_to_know_what_was_taken(folder: ResultsFolder) -> None:
 
 def test_table2_sets_each_initialisation_beside_its_leakage(distilled: ResultsFolder) -> None:
     starts = {"dm": "private", "dm-public": "public"}
-    frame = built(table2, distilled, "dm", "dm-public", initialisation=starts, synthetic=("dm", "dm-public"))
+    frame = built(
+        table2, distilled, "dm", "dm-public", initialisation=starts, sets={"dm": "dm", "dm-public": "dm-public"}
+    )
     scores, membership = scores_of(distilled, "dm")
     alone = evaluate(scores[TAKEN], membership[TAKEN], replicates=0, seed=0)["tpr"]["0.001"]["value"]
     everything = evaluate(scores, membership, replicates=0, seed=0)
@@ -204,7 +206,14 @@ def test_both_tables_and_the_same_groups_have_the_same_intervals(distilled: Resu
 
 @pytest.mark.parametrize("module", [table2, table3])
 def test_a_table_read_back_from_csv_is_shown_in_150_columns(module: Any, distilled: ResultsFolder) -> None:
-    frame = built(module, distilled, "dm", "dm-public", initialisation={"dm": "private"}, synthetic=("dm", "dm-public"))
+    frame = built(
+        module,
+        distilled,
+        "dm",
+        "dm-public",
+        initialisation={"dm": "private"},
+        sets={"dm": "dm", "dm-public": "dm-public"},
+    )
     frame = pd.read_csv(StringIO(csv_text(frame)))
     printed = format_table(frame, module.layout(frame), 150)
     assert max(map(len, printed.splitlines())) <= 150

@@ -37,9 +37,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> ResultsFolder:
 
 def built(module: Any, folder: ResultsFolder, **settings: Any) -> tuple[Figure, pd.DataFrame]:
     chosen = module.Settings(labels=LABELS, **settings)
-    return module.build(
-        load_results(folder.root, chosen.needed, experts=chosen.experts, compared=chosen.compared), chosen
-    )
+    return module.build(folder.results(chosen), chosen)
 
 
 def artist(figure: Figure, gid: str, panel: int = 0) -> Any:

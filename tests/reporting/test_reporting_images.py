@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from coalmine.artefacts import digest, read_npz, write_npz
 from coalmine.audit.design import Design, training_indices
 from coalmine.errors import CoalmineError
-from coalmine.reporting import figure6, figure7
+from coalmine.reporting import confidence, figure6, figure7
 from coalmine.reporting.arrays import RunData
-from coalmine.reporting.results import load_results
 from coalmine.reporting.style import look
 from coalmine.reporting.writers import write_figure
 
@@ -27,8 +26,8 @@ MODELS, CANARIES, CLEAN = 4, 12, 4
 
 
 def built(module: Any, folder: ResultsFolder, *methods: str, **settings: Any) -> tuple[Figure, pd.DataFrame]:
-    chosen = module.Settings(methods=methods, **{"synthetic": methods, **settings})
-    return module.build(load_results(folder.root, chosen.needed, compared=chosen.compared), chosen)
+    chosen = module.Settings(methods=methods, **{"sets": dict(zip(methods, methods, strict=True)), **settings})
+    return module.build(folder.results(chosen), chosen)
 
 
 def texts(figure: Figure) -> str:
@@ -155,8 +154,8 @@ def test_figure6_sets_off_images_that_are_nearer_than_chance_allows(pictures: tu
     assert bold == (frame["p"] <= 0.5).tolist()
     assert {True, False} == set(bold)
     said = texts(figure)
-    assert f"the nearest {len(frame)} of {len(frame)} images" in said
-    assert "over all models, p ≤ 50 % for 30.0 % (by chance: at most 50 %)" in said
+    assert f"nearest {len(frame)} of {len(frame)};" in said
+    assert "over all models, p ≤ 50 % for 30.0 % (by chance 50 % at most)" in said
     assert "bold: 50 % or less" in said
 
 
@@ -193,7 +192,7 @@ def test_figure6_has_a_block_for_each_method_however_many_images_it_has(folder: 
     assert frame.groupby("method")["rank"].max().to_dict() == {"many": 7, "two": 2}
     assert len(panels(figure, "two", "synthetic")) == 2
     assert len(figure.axes) == 3 * (7 + 2)
-    assert "Only two: the nearest 2 of 2 images" in texts(figure)
+    assert "Only two: nearest 2 of 2;" in texts(figure)
 
 
 def test_figure6_refuses_methods_without_compared_images_and_models_beyond_the_run(
@@ -201,7 +200,7 @@ def test_figure6_refuses_methods_without_compared_images_and_models_beyond_the_r
 ) -> None:
     folder, _ = pictures
     with pytest.raises(CoalmineError, match="lists undefended, of which no synthetic images were compared"):
-        built(figure6, folder, "dm", "undefended", synthetic=("dm",))
+        built(figure6, folder, "dm", "undefended", sets={"dm": "dm"})
     with pytest.raises(CoalmineError, match="lists dm, of which no synthetic images were compared"):
         built(figure6, folder, "dm", visual=False)
     with pytest.raises(CoalmineError, match=r"shadow is 4, but the run has the shadow models 0 to 3\."):
@@ -260,7 +259,7 @@ def naive_confidences(folder: ResultsFolder, design: Design, method: str) -> dic
 def test_figure7_confidences_equal_a_naive_loop(pictures: tuple[ResultsFolder, Design]) -> None:
     folder, design = pictures
     naive = naive_confidences(folder, design, "dm")
-    found = figure7.confidences(RunData(folder.root), "dm", makes_images=True)
+    found = figure7.confidences(RunData(folder.root), "dm", owner="dm")
     assert found.keys() == naive.keys()
     for key, values in found.items():
         assert len(values) >= 3
@@ -291,7 +290,9 @@ def test_figure7_draws_the_share_of_queries_at_least_as_confident(pictures: tupl
 
 
 def test_figure7_counts_whoever_is_exactly_as_confident() -> None:
-    curve = figure7._curves({("true", "out"): np.array([0.0, 0.5, 0.5, 1.0])}, "dm", "DM").set_index("confidence")
+    curve = confidence.curves({("out",): np.array([0.0, 0.5, 0.5, 1.0])}, ("group",), method="dm").set_index(
+        "confidence"
+    )
     assert curve["share"][[0.0, 0.005, 0.5, 0.505, 1.0]].tolist() == [1.0, 0.75, 0.75, 0.25, 0.25]
 
 
@@ -302,7 +303,7 @@ def test_figure7_asks_models_without_synthetic_sets_about_canaries_only(
     folder.images("undefended", design, [[]] * MODELS)
     shutil.rmtree(folder.root / "synthetic/undefended")
     folder.metrics("undefended")
-    figure, frame = built(figure7, folder, "dm", "undefended", synthetic=("dm",))
+    figure, frame = built(figure7, folder, "dm", "undefended", sets={"dm": "dm"})
     own = frame[frame["method"] == "undefended"]
     assert own.groupby("group")["n"].first().to_dict() == {"out": 24, "unused": 24}
     assert len(figure.axes) == 4
@@ -323,7 +324,7 @@ def test_figure7_refuses_what_it_cannot_show(pictures: tuple[ResultsFolder, Desi
         built(figure7, folder, "dm")
     folder.metrics("shuffled", membership="shuffled")
     with pytest.raises(CoalmineError, match="figure7 lists shuffled, a control"):
-        built(figure7, folder, "shuffled", synthetic=())
+        built(figure7, folder, "shuffled", sets={})
 
 
 @pytest.mark.parametrize("module", [figure6, figure7])

@@ -157,7 +157,7 @@ def test_experts_that_were_not_measured_are_named(folder: ResultsFolder) -> None
 
 def test_visual_leakage_is_read_for_methods_with_images_only(folder: ResultsFolder) -> None:
     folder.visual("dm", pixel=0.3, features=0.5)
-    results = load_results(folder.root, ["dm", "undefended"], compared=("dm",))
+    results = load_results(folder.root, ["dm", "undefended"], sets={"dm": "dm"})
     visual = results.visual("dm")
     assert visual is not None
     assert (visual.level, visual.held_out) == (0.05, 6.0)
@@ -169,12 +169,25 @@ def test_visual_leakage_is_read_for_methods_with_images_only(folder: ResultsFold
 def test_visual_leakage_of_another_method_or_out_of_range_is_refused(folder: ResultsFolder) -> None:
     folder.visual("dm", pixel=0.3)
     (folder.root / "visual/dsa.json").write_bytes((folder.root / "visual/dm.json").read_bytes())
-    results = load_results(folder.root, ["dm", "dsa", "mtt"], compared=("dm", "dsa", "mtt"))
+    results = load_results(folder.root, ["dm", "dsa", "mtt"], sets={name: name for name in ("dm", "dsa", "mtt")})
     with pytest.raises(CoalmineError, match="holds the visual leakage of 'dm', not of 'dsa'"):
         results.visual("dsa")
     folder.visual("mtt", pixel=30.0)
     with pytest.raises(CoalmineError, match=r"metrics\.pixel\.share\.value: .*less than"):
         results.visual("mtt")
+
+
+def test_a_correlation_with_a_teacher_that_is_out_of_range_is_refused(folder: ResultsFolder, metrics_of) -> None:
+    groups = metrics_of("dfkd")["groups"]
+    folder.metrics("dfkd", groups=groups)
+    assert load_results(folder.root, ["dfkd"]).metrics["dfkd"].group("mislabelled").inheritance is None
+    wrong = {"value": 1.5, "low": None, "high": None}
+    side = {"pairs": 8, "teacher": 1.0, "student": 0.5, "rates": None, "scores": wrong}
+    followed = {"taught": 0.5, "taught_pairs": 8, "untaught": None, "untaught_pairs": 0}
+    groups["clean"]["inheritance"] = {"teacher": "t", "members": side, "nonmembers": side, "followed": followed}
+    folder.metrics("dfkd", groups=groups)
+    with pytest.raises(CoalmineError, match=r"groups\.clean\.inheritance\.members\.scores\.value: .*less than"):
+        load_results(folder.root, ["dfkd"]).metrics["dfkd"]
 
 
 def test_what_was_taken_comes_back_as_written(folder: ResultsFolder) -> None:

@@ -45,7 +45,7 @@ def copy_scores(folder: ResultsFolder, method: str, of: str) -> None:
 
 def built(folder: ResultsFolder, *methods: str, baselines: tuple[str, ...] = ("dp",), **settings: Any) -> pd.DataFrame:
     chosen = table4.Settings(methods=methods, baselines=baselines, **{"replicates": 200, **settings})
-    return table4.build(load_results(folder.root, chosen.needed, compared=chosen.compared), chosen)
+    return table4.build(folder.results(chosen), chosen)
 
 
 def claimed(epsilon: float, note: str | None = None) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_a_row_holds_both_sides_and_the_claim(compared: ResultsFolder) -> None:
 
 def test_near_copies_stand_beside_the_score_of_a_method_that_makes_images(compared: ResultsFolder) -> None:
     compared.visual("random", pixel=0.25, ssim=0.4)
-    frame = built(compared, "random", synthetic=("random",))
+    frame = built(compared, "random", sets={"random": "random"})
     assert frame["visual_pixel"].tolist() == [0.25]
     for shown, expected in ((frame, ["near-copies"]), (built(compared, "random"), [])):
         (sheet,) = table4.layout(shown)

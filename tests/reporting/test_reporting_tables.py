@@ -10,15 +10,12 @@ from pydantic import ValidationError
 from coalmine.errors import CoalmineError
 from coalmine.reporting import table1, table5, table6, table7
 from coalmine.reporting.published import PUBLISHED
-from coalmine.reporting.results import load_results
 from coalmine.reporting.writers import csv_text, format_table, html_page, latex_text
 
 
 def built(module: Any, folder: ResultsFolder, **settings: Any) -> Any:
     chosen = module.Settings(**settings)
-    return module.build(
-        load_results(folder.root, chosen.needed, experts=chosen.experts, compared=chosen.compared), chosen
-    )
+    return module.build(folder.results(chosen), chosen)
 
 
 @pytest.fixture
@@ -112,7 +109,7 @@ def test_table1_sets_visual_leakage_beside_the_attack(folder: ResultsFolder) -> 
     folder.costs("dm", models=[1.0] * 4)
     folder.costs("undefended", models=[1.0] * 4)
     folder.visual("dm", level=0.02, pixel=0.25, ssim=0.4, features=0.6)
-    frame = built(table1, folder, methods=("dm", "undefended"), synthetic=("dm",))
+    frame = built(table1, folder, methods=("dm", "undefended"), sets={"dm": "dm"})
     shares = [frame[f"visual_{name}"][0] for name in ("pixel", "ssim", "features")]
     assert shares == [0.25, 0.4, 0.6]
     assert (frame["visual_features_low"][0], frame["visual_features_high"][0]) == (0.59, 0.62)
@@ -132,7 +129,7 @@ def test_table1_has_no_column_of_features_where_no_network_was_trained(folder: R
     folder.metrics("dm")
     folder.costs("dm", models=[1.0] * 4)
     folder.visual("dm", pixel=0.25, ssim=0.4)
-    frame = built(table1, folder, methods=("dm",), synthetic=("dm",))
+    frame = built(table1, folder, methods=("dm",), sets={"dm": "dm"})
     (sheet,) = table1.layout(frame)
     columns = [column for column in sheet.columns if column.group == "visual leakage"]
     assert [column.cell(sheet.rows[0]).text for column in columns] == [
@@ -145,7 +142,7 @@ def test_table1_has_no_column_of_features_where_no_network_was_trained(folder: R
 def test_table1_without_comparison_of_images_has_no_such_column(folder: ResultsFolder) -> None:
     folder.metrics("dm")
     folder.costs("dm", models=[1.0] * 4)
-    (sheet,) = table1.layout(built(table1, folder, methods=("dm",), synthetic=("dm",), visual=False))
+    (sheet,) = table1.layout(built(table1, folder, methods=("dm",), sets={"dm": "dm"}, visual=False))
     assert "visual leakage" not in {column.group for column in sheet.columns}
     assert "initialised" not in {column.heading for column in sheet.columns}
 
@@ -177,7 +174,7 @@ def test_table1_with_every_column_fits_a_terminal_of_150_columns(folder: Results
         folder.costs(method, models=[1.0] * 4)
     folder.visual("dm", pixel=0.25)
     labels = {"dm": "Distribution matching, private", "random": "random coreset (40 %)"}
-    frame = built(table1, folder, methods=("dm", "random"), synthetic=("dm",), labels=labels)
+    frame = built(table1, folder, methods=("dm", "random"), sets={"dm": "dm"}, labels=labels)
     read_back = pd.read_csv(StringIO(csv_text(frame)))
     printed = format_table(read_back, table1.layout(read_back), 150)
     assert max(map(len, printed.splitlines())) <= 150

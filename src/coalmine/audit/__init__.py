@@ -10,5 +10,6 @@ more likely a member. The modules, in the order of an audit:
 - :mod:`~coalmine.audit.roc`, :mod:`~coalmine.audit.bootstrap`, :mod:`~coalmine.audit.epsilon`: what an attack shows,
   and how sure that is.
 - :mod:`~coalmine.audit.metrics`: everything that is reported about one attack.
+- :mod:`~coalmine.audit.inheritance`: what a student that never saw private data takes over from its teacher.
 - :mod:`~coalmine.audit.visual`: whether synthetic images show private ones, which no attack's score tells.
 """

@@ -27,12 +27,14 @@ class SyntheticSet:
         images: uint8, or float32 on the scale from 0 to 1 and not clamped, (m, height, width, channel).
         labels: int64 (m,), the class of each image; of a soft label, the likeliest.
         source: int64 (m,), the private index that an image was copied or started from, else -1.
+        confidence: float32 (m,), what soft labels give to that class; None without soft labels.
     """
 
     path: Path
     images: np.ndarray
     labels: np.ndarray
     source: np.ndarray
+    confidence: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +120,10 @@ class RunData:
             images=(kind, (len(source), *self.private.images.shape[1:])),
             labels=("float32", (len(source), None)) if soft else ("int64", (len(source),)),
         )
-        labels = arrays["labels"]
-        return SyntheticSet(path, arrays["images"], labels.argmax(axis=1) if soft else labels, source)
+        images, labels = arrays["images"], arrays["labels"]
+        if soft:
+            return SyntheticSet(path, images, labels.argmax(axis=1), source, labels.max(axis=1))
+        return SyntheticSet(path, images, labels, source, None)
 
     def source(self, method: str, shadow: int) -> np.ndarray:
         """Read int64 (m,): the private index that each image of a synthetic set was copied or started from, else -1."""

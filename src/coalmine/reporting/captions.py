@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from coalmine.reporting.results import MethodMetrics
 
 SECONDS_PER_MODEL = (
-    "Seconds on the device to make one audited model: its experts, its synthetic set and its training. Work that "
-    "several models share is divided among them; methods that share experts each count them in full, as none could do "
-    "without."
+    "Seconds on the device to make one audited model: its teacher, its experts, its synthetic set and its training. "
+    "Work that several models share is divided among them; methods that share a teacher, experts or synthetic sets "
+    "each count them in full, as none could do without."
 )
 
 

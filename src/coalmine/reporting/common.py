@@ -23,8 +23,13 @@ class ReportSettings(Settings):
     title: str = Field(description="heading of the page or figure")
     methods: Methods = Field(description="methods to show, in this order, named as in the configuration")
     labels: dict[str, str] = Field(default={}, description="method -> name for people (default: the method's name)")
-    synthetic: tuple[str, ...] = Field(
-        default=(), strict=False, description="methods that make a synthetic set (filled in by the workflow)"
+    sets: dict[str, str] = Field(
+        default={},
+        description="method -> the method whose synthetic sets its models learned from: itself, or for a row that "
+        "reuses another's sets that one (filled in by the workflow)",
+    )
+    teachers: dict[str, str] = Field(
+        default={}, description="method -> the method whose models taught its own (filled in by the workflow)"
     )
     visual: bool = Field(
         default=True, description="whether synthetic images were compared with private ones (filled in by the workflow)"
@@ -44,11 +49,6 @@ class ReportSettings(Settings):
     def needed(self) -> tuple[str, ...]:
         """Every method whose files must exist, without repetition."""
         return self.methods
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """Every method whose synthetic images were compared with private ones."""
-        return self.synthetic if self.visual else ()
 
 
 class AverageCaseSettings(ReportSettings):

@@ -51,8 +51,9 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
 
 def _timed(settings: Settings) -> str:
     """Return what the seconds per model are of."""
-    shared = "experts (in full for each method), " if settings.experts else ""
-    return f"{shared}synthesis and training"
+    known = {"teacher": settings.teachers, "experts": settings.experts}
+    shared = " and ".join(name for name, used in known.items() if used)
+    return f"{shared} (in full for each method), synthesis and training" if shared else "synthesis and training"
 
 
 def _frame(results: Results, settings: Settings) -> pd.DataFrame:

@@ -7,12 +7,14 @@ the canary, finds little, and the image gives it away all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from coalmine.reporting import confidence
 from coalmine.reporting.common import ReportSettings
+from coalmine.reporting.confidence import KINDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +36,6 @@ GROUPS = {
 """What confidence is shown of, and its name for people."""
 
 BRIEF = {"used": "IN (start)", "unused": "IN (no start)", "out": "OUT", "synthetic": "synthetic"}
-
-KINDS = ("true", "wrong")
-STEPS = 200
 
 
 class Settings(ReportSettings):
@@ -60,10 +59,15 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
     from coalmine.reporting.arrays import RunData
     from coalmine.reporting.captions import design_of
 
-    _refuse_controls(results, settings)
+    confidence.refuse_controls(results, settings, "figure7")
     data = RunData(results.root)
-    found = {method: confidences(data, method, method in settings.synthetic) for method in settings.methods}
-    frame = pd.concat([_curves(each, method, settings.label(method)) for method, each in found.items()])
+    found = {method: confidences(data, method, settings.sets.get(method)) for method in settings.methods}
+    frame: pd.DataFrame = pd.concat(
+        [
+            confidence.curves(each, ("label_kind", "group"), method=method, label=settings.label(method))
+            for method, each in found.items()
+        ]
+    )
     with style.context():
         figure, panels = style.new_figure(1.7 * len(found) + 0.8, (len(found), 2), sharex=True, sharey=True)
         for row, method in enumerate(found):
@@ -85,17 +89,15 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
     return figure, frame.reset_index(drop=True)
 
 
-def confidences(data: RunData, method: str, makes_images: bool) -> dict[tuple[str, str], np.ndarray]:
+def confidences(data: RunData, method: str, owner: str | None) -> dict[tuple[str, str], np.ndarray]:
     """Return the probability that models give to either label, float64 (query,), by kind of label and group.
 
     Args:
         data: of the run.
         method: whose models are asked.
-        makes_images: whether it has synthetic sets; without, every canary that is IN counts as unused.
+        owner: the method whose synthetic sets they learned from; without any, every canary that is IN counts as unused.
     """
     import numpy as np
-
-    from coalmine.errors import CoalmineError
 
     design = data.design
     rows = np.flatnonzero(design.mislabelled)
@@ -105,16 +107,12 @@ def confidences(data: RunData, method: str, makes_images: bool) -> dict[tuple[st
     parts: dict[tuple[str, str], list[np.ndarray]] = {(kind, group): [] for kind in KINDS for group in GROUPS}
     for shadow in range(design.membership.shape[1]):
         logits = data.logits(method, shadow)
-        source = data.source(method, shadow) if makes_images else np.empty(0, dtype=np.int64)
-        if len(logits.synthetic) != len(source):
-            raise CoalmineError(
-                f"{data.root / 'logits' / method}: model {shadow} was asked about {len(logits.synthetic)} synthetic "
-                f"images, but its set has {len(source)}. Delete the method's logits and run Snakemake again."
-            )
+        source = data.source(owner, shadow) if owner else np.empty(0, dtype=np.int64)
+        confidence.require_as_many(data, method, shadow, len(logits.synthetic), len(source))
         inside, taken = design.membership[rows, shadow], np.isin(design.index[rows], source)
         chosen = {"used": inside & taken, "unused": inside & ~taken, "out": ~inside}
         started = canary_of[source]
-        asked, made = _softmax(logits.canaries[rows]), _softmax(logits.synthetic)[started >= 0]
+        asked, made = confidence.softmax(logits.canaries[rows]), confidence.softmax(logits.synthetic)[started >= 0]
         for kind, label in labels.items():
             of_canaries = asked[np.arange(len(rows)), label]
             for group, mask in chosen.items():
@@ -123,66 +121,14 @@ def confidences(data: RunData, method: str, makes_images: bool) -> dict[tuple[st
     return {key: np.concatenate(each) for key, each in parts.items()}
 
 
-def _refuse_controls(results: Results, settings: Settings) -> None:
-    from coalmine.errors import CoalmineError
-
-    for method in settings.methods:
-        if results.metrics[method].membership == "shuffled":
-            raise CoalmineError(
-                f"figure7 lists {method}, a control that reuses another method's models. Leave it out of the figure's "
-                "methods."
-            )
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Return float64 probabilities (query, class)."""
-    import numpy as np
-
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
-
-
-def _curves(found: Mapping[tuple[str, str], np.ndarray], method: str, label: str) -> pd.DataFrame:
-    """Return, for every group that has queries, the share of them at least as confident as each step from 0 to 1."""
-    import numpy as np
-    import pandas as pd
-
-    steps = np.arange(STEPS + 1) / STEPS
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "method": method,
-                    "label": label,
-                    "label_kind": kind,
-                    "group": group,
-                    "n": len(values),
-                    "mean": values.mean(),
-                    "confidence": steps,
-                    "share": 1 - np.searchsorted(np.sort(values), steps, side="left") / len(values),
-                }
-            )
-            for (kind, group), values in found.items()
-            if len(values)
-        ]
-    )
-
-
 def _draw(axes: Axes, part: pd.DataFrame) -> None:
     from coalmine.reporting.style import QUIET, look
 
     for index, (group, name) in enumerate(GROUPS.items()):
-        curve, shape = part[part["group"] == group], look(index)
-        if len(curve):
-            axes.plot(
-                curve["confidence"],
-                curve["share"],
-                color=QUIET if group == "out" else shape.colour,
-                linestyle=shape.dashes,
-                label=name,
-                gid=group,
-            )
+        shape = look(index)
+        colour = QUIET if group == "out" else shape.colour
+        curve = part[part["group"] == group]
+        confidence.plot(axes, curve, name, color=colour, linestyle=shape.dashes, gid=group)
 
 
 def _sizes(part: pd.DataFrame) -> str:
@@ -193,20 +139,7 @@ def _sizes(part: pd.DataFrame) -> str:
 
 def _dress(figure: Figure, panels: Sequence[Axes]) -> None:
     """Percent axes, their names, and one legend of all the curves that some panel has."""
-    from coalmine.reporting.style import percent_axis
-
-    for axes in panels:
-        percent_axis(axes.xaxis)
-        percent_axis(axes.yaxis)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
+    confidence.dress(panels)
     for kind, axes in zip(KINDS, panels[-2:], strict=True):
         axes.set_xlabel(f"confidence in the {kind} label")
-    figure.legend(*_named(panels), loc="outside lower center", ncols=2, handlelength=3)
-
-
-def _named(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
-    """Return one line of each group that some panel draws, and the groups' names."""
-    lines = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
-    names = [name for name in GROUPS.values() if name in lines]
-    return [lines[name] for name in names], names
+    figure.legend(*confidence.named(panels, [*GROUPS.values()]), loc="outside lower center", ncols=2, handlelength=3)

@@ -20,13 +20,14 @@ T = TypeVar("T")
 
 LOW_FPR = "0.001"
 HIGH_FPR = "0.01"
-COST_STAGES = ("experts", "synthetic", "models", "logits")
-MADE = ("experts", "synthetic", "models")
+COST_STAGES = ("teacher", "experts", "synthetic", "models", "logits")
+MADE = ("teacher", "experts", "synthetic", "models")
 """The stages that make an audited model; the rest is the audit's."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
+Coefficient = Annotated[float, Field(ge=-1, le=1)]
 
 _REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
@@ -94,14 +95,62 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Correlation(Interval):
+    """A correlation between teachers and students, with its bootstrap interval."""
+
+    value: Coefficient
+    low: Coefficient | None
+    high: Coefficient | None
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Teachers and students on one side, IN or OUT: the shares of pairs whose query label they predict.
+
+    ``rates`` is the correlation of these shares over shadow models, ``scores`` that of the scores over pairs; ``None``
+    where either does not vary. See :mod:`coalmine.audit.inheritance`.
+    """
+
+    pairs: Count
+    teacher: Share
+    student: Share
+    rates: Correlation | None
+    scores: Correlation | None
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Shares of IN pairs whose query label the student predicts, by whether its teacher does (taught) or not."""
+
+    taught: Share | None
+    taught_pairs: Count
+    untaught: Share | None
+    untaught_pairs: Count
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What students take over from the models of ``teacher``, another method."""
+
+    teacher: str
+    members: Inherited
+    nonmembers: Inherited
+    followed: Followed
+
+
+@dataclass(frozen=True)
 class Group:
-    """The audit of one kind of canary: (canary, model) pairs, members among them, and every attack variant."""
+    """The audit of one kind of canary: (canary, model) pairs, members among them, and every attack variant.
+
+    ``inheritance`` is ``None`` for a method without a teacher.
+    """
 
     pairs: Count
     members: Count
     variants: dict[str, Variant]
     max_over_variants: dict[str, Maximum]
     facts: Facts
+    inheritance: Inheritance | None = None
 
 
 @dataclass(frozen=True)
@@ -297,20 +346,25 @@ class Results:
     methods: tuple[str, ...]
     metrics: Mapping[str, MethodMetrics] = field(repr=False)
     experts: Mapping[str, str] = field(default_factory=dict)
-    compared: tuple[str, ...] = ()
+    sets: Mapping[str, str] = field(default_factory=dict)
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    compares_images: bool = True
 
     def visual(self, method: str) -> Visual | None:
-        """Return a method's visual leakage, None where no synthetic images were compared with private ones.
+        """Return the visual leakage of a method's sets, None where no synthetic images were compared with private ones.
+
+        A method that reuses another's sets has that one's.
 
         Raises:
             CoalmineError: the file is missing, broken or another method's.
         """
-        if method not in self.compared:
+        owner = self.sets.get(method)
+        if owner is None or not self.compares_images:
             return None
-        path = self.root / "visual" / f"{method}.json"
+        path = self.root / "visual" / f"{owner}.json"
         visual = _read(path, Visual)
-        if visual.method != method:
-            raise CoalmineError(f"{path} holds the visual leakage of {visual.method!r}, not of {method!r}. {_REMEDY}")
+        if visual.method != owner:
+            raise CoalmineError(f"{path} holds the visual leakage of {visual.method!r}, not of {owner!r}. {_REMEDY}")
         return visual
 
     def scores(self, method: str) -> Scores:
@@ -320,22 +374,22 @@ class Results:
     def costs(self, method: str) -> pd.DataFrame:
         """Return what was measured while making a method's artefacts, one row per stage and shadow model.
 
-        Columns: stage (``experts``, ``synthetic``, ``models``, ``logits``; a stage the method lacks has no rows),
-        shadow, seconds (of this model, shared work divided), device, peak_memory_mb, bytes. Experts that several
-        methods share count fully for each of them: it could not do without. Files of shadow models beyond the design's
-        number, left over from a larger run, are not counted.
+        Columns: stage (``teacher``, ``experts``, ``synthetic``, ``models``, ``logits``; a stage the method lacks has no
+        rows), shadow, seconds (of this model, shared work divided), device, peak_memory_mb, bytes. A teacher, experts
+        or synthetic sets that several methods share count fully for each of them: it could not do without. Files of
+        shadow models beyond the design's number, left over from a larger run, are not counted.
 
         Raises:
-            CoalmineError: there is no measurement of training or of the experts, one shadow model's is missing, or a
-                file is broken.
+            CoalmineError: there is no measurement of training, of the teacher or of the experts, one shadow model's is
+                missing, or a file is broken.
         """
         import pandas as pd
 
         n_models = self.metrics[method].design.models
         rows = [
             {"stage": stage, "shadow": shadow, **vars(_read(path, Cost))}
-            for stage, name in self._made_in(method)
-            for shadow, path in _measurements(self.root / stage / name, n_models).items()
+            for stage, folder in self._made_in(method)
+            for shadow, path in _measurements(folder, n_models).items()
         ]
         if not any(row["stage"] == "models" for row in rows):
             folder = self.root / "models" / method
@@ -343,21 +397,28 @@ class Results:
                 f"{folder} holds no measurement of training (<shadow>.json). Run Snakemake for method {method!r}; if "
                 "it is a control that reuses another method's models, leave it out of the cost table."
             )
-        if method in self.experts and not any(row["stage"] == "experts" for row in rows):
-            folder = self.root / "experts" / self.experts[method]
-            raise CoalmineError(
-                f"{folder} holds no measurement of the experts of method {method!r} (<shadow>.json). Run Snakemake for "
-                "the target that you want; it makes what it needs."
-            )
+        for stage, folder in self._made_in(method):
+            if stage in ("teacher", "experts") and not any(row["stage"] == stage for row in rows):
+                raise CoalmineError(
+                    f"{folder} holds no measurement of the {stage} of method {method!r} (<shadow>.json). Run Snakemake "
+                    "for the target that you want; it makes what it needs."
+                )
         return pd.DataFrame(rows)
 
-    def _made_in(self, method: str) -> list[tuple[str, str]]:
-        """Return each stage and the entry whose artefacts it made for the method."""
-        names = {stage: self.experts.get(method) if stage == "experts" else method for stage in COST_STAGES}
-        return [(stage, name) for stage, name in names.items() if name is not None]
+    def _made_in(self, method: str) -> list[tuple[str, Path]]:
+        """Return each stage and the folder of what it made for the method."""
+        names = dict.fromkeys(COST_STAGES, method) | {
+            "teacher": self.teachers.get(method),
+            "experts": self.experts.get(method),
+            "synthetic": self.sets.get(method, method),
+        }
+        folders = {"teacher": "models"}
+        return [
+            (stage, self.root / folders.get(stage, stage) / name) for stage, name in names.items() if name is not None
+        ]
 
     def seconds_per_model(self, method: str) -> tuple[float | None, str | None]:
-        """Return mean seconds to train one audited model, its experts and synthetic set included, and the device.
+        """Return mean seconds to train one audited model, with its teacher, experts and synthetic set, and the device.
 
         Both are ``None`` for a shuffled control, which reuses another method's models.
         """
@@ -369,7 +430,13 @@ class Results:
 
 
 def load_results(
-    root: Path, methods: Sequence[str], *, experts: Mapping[str, str] | None = None, compared: Sequence[str] = ()
+    root: Path,
+    methods: Sequence[str],
+    *,
+    experts: Mapping[str, str] | None = None,
+    sets: Mapping[str, str] | None = None,
+    teachers: Mapping[str, str] | None = None,
+    visual: bool = True,
 ) -> Results:
     """Open the results folder of one run (``results/<run>/``) for the methods named.
 
@@ -377,7 +444,9 @@ def load_results(
         root: the folder.
         methods: their names.
         experts: method -> the experts that it matches.
-        compared: methods whose synthetic images were compared with private ones.
+        sets: method -> the method whose synthetic sets its models learned from.
+        teachers: method -> the method whose models taught its own.
+        visual: whether synthetic images were compared with private ones.
 
     Raises:
         CoalmineError: the folder does not exist; later, when a file that is asked for is missing or broken.
@@ -386,7 +455,15 @@ def load_results(
     if not root.is_dir():
         raise CoalmineError(f"There is no results folder {root}. Run Snakemake for the target that you want first.")
     names = tuple(dict.fromkeys(methods))
-    return Results(root, names, _Metrics(root, names), dict(experts or {}), tuple(compared))
+    return Results(
+        root,
+        names,
+        _Metrics(root, names),
+        experts=dict(experts or {}),
+        sets=dict(sets or {}),
+        teachers=dict(teachers or {}),
+        compares_images=visual,
+    )
 
 
 def _read(path: Path, kind: type[T]) -> T:

@@ -13,6 +13,7 @@ from coalmine.reporting.captions import SECONDS_PER_MODEL, attack_and_design
 from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.guarantee import accounting_cell, claim_columns, epsilon_cell
+from coalmine.reporting.inherited import INHERITED, inherited_columns
 from coalmine.reporting.layout import (
     UNKNOWN,
     Cell,
@@ -76,8 +77,9 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns, without those that would be empty in every row."""
     claims = any(math.isfinite(row["claimed_epsilon"]) for row in rows)
     started = any(row["canaries_initialised"] is not None for row in rows)
+    taught = any(row["teacher"] is not None for row in rows)
     empty = [*([] if claims else [ACCOUNTING]), *([] if started else [INITIALISED])]
-    columns = [*LEAKAGE, *visual_column(rows, "visual leakage"), *OTHERS]
+    columns = [*LEAKAGE, *(INHERITED if taught else []), *visual_column(rows, "visual leakage"), *OTHERS]
     return [column for column in columns if column not in empty]
 
 
@@ -114,6 +116,7 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
         "canaries_selected": group.facts.selected,
         "canaries_initialised": group.facts.initialised,
         "canaries_memorised": group.facts.memorised,
+        **inherited_columns(group.inheritance),
         **claim_columns(metrics),
         "empirical_epsilon": attack.epsilon.lower,
         "empirical_epsilon_ceiling": attack.epsilon.ceiling,

@@ -27,7 +27,14 @@ MEASURED = (
     "disk_mb",
     "device",
 )
-STAGE_LABELS = {"experts": "experts", "synthetic": "synthesis", "models": "training", "logits": "queries", TOTAL: TOTAL}
+STAGE_LABELS = {
+    "teacher": "teacher",
+    "experts": "experts",
+    "synthetic": "synthesis",
+    "models": "training",
+    "logits": "queries",
+    TOTAL: TOTAL,
+}
 
 
 class Settings(ReportSettings):
@@ -91,9 +98,9 @@ COLUMNS = (
     Column(
         "stage",
         lambda row: Cell(STAGE_LABELS[row["stage"]]),
-        "Experts are the training runs that a method matches; methods that share them each count them in full, as none "
-        "could do without. Synthesis makes the set that a model is trained on, queries are the audit's; the total "
-        "holds all stages.",
+        "The teacher is the model that a data-free method learns from, experts are the training runs that a method "
+        "matches; methods that share these, or synthetic sets, each count them in full, as none could do without. "
+        "Synthesis makes the set that a model is trained on, queries are the audit's; the total holds all stages.",
         brief=True,
         numeric=False,
     ),

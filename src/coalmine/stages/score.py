@@ -10,6 +10,7 @@ import numpy as np
 from coalmine.artefacts import check_header, read_npy, read_npz, write_json, write_npz
 from coalmine.audit.attacks import attack_scores, primary_attack
 from coalmine.audit.design import Design, shuffled_membership
+from coalmine.audit.inheritance import inheritance
 from coalmine.audit.metrics import evaluate, max_over_variants, memorised
 from coalmine.errors import CoalmineError
 from coalmine.progress import reporter
@@ -32,6 +33,43 @@ def read_logits(paths: list[Path], method: str, design: str) -> tuple[np.ndarray
         canaries.append(arrays["canary_logits"])
         tests.append(arrays["test_logits"])
     return np.stack(canaries, axis=1), np.stack(tests)
+
+
+def read_teachers(paths: list[Path], spec: dict[str, Any], students: np.ndarray, design: str) -> np.ndarray | None:
+    """Read what the teachers make of the audited samples as they are: float32 (canary, model, class).
+
+    Args:
+        paths: logits of the teachers of all shadow models, none for a method without a teacher.
+        spec: of this stage; ``teacher`` is the teachers' method, or None.
+        students: (canary, model, view, class), logits of the models that they taught.
+        design: digest of the design.
+
+    Returns:
+        None for a method without a teacher.
+
+    Raises:
+        CoalmineError: teachers are missing, not wanted, or of another method, shadow model, design or size.
+    """
+    teacher = spec["teacher"]
+    if (teacher is None) != (not paths):
+        wanted = (
+            f"those of {teacher}, which taught its models" if teacher else "none, as no other models taught its own"
+        )
+        raise CoalmineError(
+            f"--teacher lists {len(paths)} files of logits for {spec['method']}, but the spec calls for {wanted}. "
+            "Give both or neither."
+        )
+    if teacher is None:
+        return None
+    logits, _ = read_logits(paths, teacher, design)
+    unchanged, own = logits[:, :, 0], students[:, :, 0]
+    if unchanged.shape != own.shape:
+        raise CoalmineError(
+            f"{paths[0].parent}: logits (canary, model, class) of shape {unchanged.shape}, but those of the models "
+            f"that {teacher} taught have {own.shape}. Run Snakemake again for both, with the same number of shadow "
+            "models."
+        )
+    return unchanged
 
 
 def taken_by(paths: list[Path], design: Design) -> np.ndarray:
@@ -76,6 +114,42 @@ def claimed(paths: list[Path], method: str, design: str) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
+def inherited(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    labels: np.ndarray,
+    membership: np.ndarray,
+    spec: dict[str, Any],
+    group: str,
+) -> dict[str, Any]:
+    """Return what the models of a method take over from their teachers, on one group of audited samples.
+
+    See :func:`coalmine.audit.inheritance.inheritance` for the arrays.
+    """
+    found = inheritance(
+        teacher,
+        student,
+        labels,
+        membership,
+        replicates=spec["bootstrap"],
+        confidence=spec["confidence"],
+        seed=seed_sequence(spec["seed"], spec["method"], group, "inheritance", "bootstrap"),
+    )
+    return {"teacher": spec["teacher"], **found}
+
+
+def told(found: dict[str, Any]) -> str:
+    """Return one line about what models take over from their teachers."""
+    sides = ((name, found[key]) for name, key in (("IN", "members"), ("OUT", "nonmembers")))
+    rates = ", ".join(f"{name} teacher {side['teacher']:.1%}, student {side['student']:.1%}" for name, side in sides)
+    scores = found["members"]["scores"]
+    return f"query label predicted: {rates}; " + (
+        f"IN scores correlate with the teacher's by {scores['value']:.2f}"
+        if scores
+        else "IN scores do not vary, so nothing correlates"
+    )
+
+
 def main() -> None:
     """Read logits and design, score, write scores and metrics."""
     command = _command.parser(__doc__)
@@ -85,6 +159,7 @@ def main() -> None:
     command.add_argument("--logits", type=Path, nargs="+", required=True, help="logits of all shadow models")
     command.add_argument("--privacy", type=Path, nargs="*", default=[], help="privacy/<method>.json, if there is one")
     command.add_argument("--synthetic", type=Path, nargs="*", default=[], help="synthetic sets of all shadow models")
+    command.add_argument("--teacher", type=Path, nargs="*", default=[], help="logits of all teachers, if it has any")
     arguments = command.parse_args()
     spec = arguments.spec
     progress = reporter(f"score {spec['method']}")
@@ -92,6 +167,7 @@ def main() -> None:
     design = read_design(canaries, membership_file, read_npy(arguments.labels, "int64", (None,)))
     drawn_for = design_digest(design)
     canary_logits, test_logits = read_logits(arguments.logits, spec["of"], drawn_for)
+    teacher_logits = read_teachers(arguments.teacher, spec, canary_logits, drawn_for)
     test = read_images(*arguments.test)
 
     membership = design.membership
@@ -148,12 +224,17 @@ def main() -> None:
                 "memorised": fits["members"],
                 "memorised_out": fits["nonmembers"],
             },
+            "inheritance": None,
         }
         main_result = variants[primary_attack(views)]
         progress(
             f"{group}: TPR {main_result['tpr'][str(FPRS[0])]['value']:.1%} at FPR {FPRS[0]:.1%}, "
             f"AUC {main_result['auc']['value']:.3f}"
         )
+        if teacher_logits is not None:
+            found = inherited(teacher_logits[rows], logits[:, :, 0], labels, included, spec, group)
+            metrics["groups"][group]["inheritance"] = found
+            progress(f"{group}: {told(found)}")
     scores_file, metrics_file = arguments.out
     write_npz(scores_file, {key: metrics[key] for key in ("stage", "spec", "code", "inputs")}, arrays)
     write_json(metrics_file, metrics)
