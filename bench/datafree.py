@@ -123,7 +123,6 @@ def distil(data: Splits, folder: Path, preset: str, method: str, device: torch.d
         channels=3,
         image_size=data.train.images.shape[1],
         classes=CLASSES,
-        precision="float32",
     )
     settings = dfkd.Settings(algorithm=method, **changes)
     where = folder / f"{method}.checkpoint.npz"

@@ -840,7 +840,6 @@ def test_each_stage_is_told_of_teachers_and_sets_what_it_needs(own_method: Calla
         "teacher": {
             "method": "undefended",
             "model": students.method("undefended").model.model_dump(mode="json"),
-            "precision": "float32",
         },
     }
     for stage in ("train", "logits"):
@@ -866,7 +865,6 @@ def test_a_student_depends_on_its_own_settings_and_on_its_teachers_architecture(
     assert changed("methods: {mine: {steps: 4}}")
     assert changed("methods: {mine: {training: {epochs: 8}}}")
     assert changed("methods: {undefended: {model: {name: convnet}}}")
-    assert changed("methods: {undefended: {training: {precision: bfloat16}}}")
     # Its teacher is trained again, and the student because of that.
     assert not changed("methods: {undefended: {training: {epochs: 70}}}")
     assert not changed("methods: {random: {fraction: 0.3}}")

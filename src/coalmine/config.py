@@ -415,7 +415,7 @@ class Run:
         name = self.teacher_of(method)
         assert name, "only data-free methods have a teacher"
         entry = self.method(name)
-        teacher = {"method": name, "model": _plain(entry.model), "precision": entry.recipe.precision}
+        teacher = {"method": name, "model": _plain(entry.model)}
         return self._setup_spec(method) | self._module_spec(method) | {"teacher": teacher}
 
     def _module_spec(self, method: str) -> dict[str, Any]:

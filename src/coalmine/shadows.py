@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from coalmine.models.settings import ModelSettings
     from coalmine.training.loop import Mode, ModelGenerators, Observer, Trained
-    from coalmine.training.recipe import Normalisation, Precision, Recipe
+    from coalmine.training.recipe import Normalisation, Recipe
     from coalmine.training.sets import TrainingSet
     from coalmine.training.whitening import Whitening
 
@@ -111,7 +111,6 @@ class Teacher:
         channels: of the images that it classifies.
         image_size: their height and width in pixels.
         classes: number of classes.
-        precision: arithmetic that it was trained in.
     """
 
     number: int
@@ -120,7 +119,6 @@ class Teacher:
     channels: int
     image_size: int
     classes: int
-    precision: Precision
 
 
 @dataclass(frozen=True, eq=False)

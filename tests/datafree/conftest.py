@@ -49,7 +49,7 @@ def teacher(real: tuple[np.ndarray, np.ndarray]) -> Teacher:
         10,
         device=torch.device("cpu"),
     )
-    return Teacher(3, NETWORK, trained.state, channels=1, image_size=8, classes=10, precision="float32")
+    return Teacher(3, NETWORK, trained.state, channels=1, image_size=8, classes=10)
 
 
 @pytest.fixture

@@ -125,7 +125,6 @@ def _read_teacher(path: Path, header: Header, spec: dict[str, Any]) -> Teacher:
         number=header["shadow"],
         model=TypeAdapter(ModelSettings).validate_json(json.dumps(spec["teacher"]["model"])),
         state=state,
-        precision=spec["teacher"]["precision"],
         **header["shape"],
     )
 
