@@ -48,6 +48,9 @@ PUBLISHED = {
 }
 """CIFAR-10, WRN-40-2 teaches WRN-16-1, test accuracy in % (Fast-Datafree's readme; ``fast`` with 5 steps)."""
 
+COLUMNS = 16
+"""Images of each method that are drawn."""
+
 SMALL = {"batch_size": 128, "width": 32}
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -154,7 +157,7 @@ def distil(data: Splits, folder: Path, preset: str, method: str, device: torch.d
         "epochs": epochs,
         "settings": settings.model_dump(mode="json"),
     }
-    shown = {"images": images[:40], "nearest": data.train.images[near.index[:40]]}
+    shown = {"images": images[:COLUMNS], "nearest": data.train.images[near.index[:COLUMNS]]}
     write_npz(folder / f"{method}.npz", {"preset": preset}, shown)
     write_json(folder / f"{method}.json", found)
     where.unlink(missing_ok=True)
@@ -177,15 +180,19 @@ def report(folder: Path, preset: str, file: Path, picture: Path) -> None:
     }
     write_json(file, results)
     with style.context():
-        figure, panels = style.new_figure(1.2 * len(found) + 0.6, (2 * len(found), 16))
+        figure, panels = style.new_figure(1.35 * len(found) + 0.2, (2 * len(found), COLUMNS))
         for row, name in enumerate(found):
             _, shown = read_npz(folder / f"{name}.npz")
-            for column in range(16):
-                for part, kind in enumerate(("images", "nearest")):
-                    axes = panels[(2 * row + part) * 16 + column]
+            for part, kind in enumerate(("images", "nearest")):
+                for column in range(COLUMNS):
+                    axes = panels[(2 * row + part) * COLUMNS + column]
                     axes.imshow(shown[kind][column], interpolation="nearest")
                     axes.set_axis_off()
-            panels[2 * row * 16].set_title(f"{name}, above the nearest training images", loc="left", fontsize=8)
+            head = f"{name}: early images above the training images that they are nearest to"
+            text = panels[2 * row * COLUMNS].annotate(
+                head, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8
+            )
+            text.set_in_layout(False)
         figure.savefig(picture, dpi=160)
 
 

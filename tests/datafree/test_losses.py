@@ -63,6 +63,11 @@ def test_js_equals_a_naive_computation_is_symmetric_and_at_most_ln_2() -> None:
     assert float(losses.js(opposite, -opposite)) == pytest.approx(math.log(2), rel=1e-6)
 
 
+def test_js_softens_answers_by_3_unless_told_otherwise() -> None:
+    teacher, student = normal(4, 5, seed=1), normal(4, 5, seed=2)
+    torch.testing.assert_close(losses.DIVERGENCES["js"](teacher, student), losses.js(teacher / 3, student / 3, 1.0))
+
+
 def test_l1_is_the_mean_absolute_difference_of_logits() -> None:
     teacher, student = torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([[3.0, 1.0], [0.5, 1.0]])
     assert losses.l1(teacher, student).tolist() == [2.5, 0.5]
@@ -129,6 +134,13 @@ def test_balance_is_the_negative_entropy_of_the_mean_answer() -> None:
     skewed = torch.tensor([[3.0, 0.0], [3.0, 0.0]], requires_grad=True)
     losses.balance(skewed).backward()
     assert (skewed.grad[:, 0] > 0).all()
+
+
+def test_balance_has_a_gradient_where_a_class_is_so_unlikely_that_its_mean_is_0() -> None:
+    logits = torch.tensor([[200.0, 0.0, 199.0], [200.0, 0.0, 199.0]], requires_grad=True)
+    losses.balance(logits).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, 0] > 0).all()
 
 
 def test_activation_is_minus_the_mean_absolute_feature() -> None:

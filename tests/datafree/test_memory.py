@@ -52,6 +52,9 @@ def test_a_restored_memory_goes_on_like_the_one_it_was_saved_from() -> None:
     memory = Memory(5, (1, 2, 2), torch.device("cpu"))
     memory.add(numbered(1, 2, 3, 4, 5, 6, 7))
     again = Memory(5, (1, 2, 2), torch.device("cpu"))
+    again.add(numbered(50, 51, 52))
+    again.restore(memory.all()[:1])
+    assert held(again) == [3], "what was held before is gone"
     again.restore(memory.all())
     for each in (memory, again):
         each.add(numbered(8, 9))

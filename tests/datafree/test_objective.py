@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from coalmine.datafree import losses, statistics
 from coalmine.datafree.contrast import local_view
@@ -14,7 +15,7 @@ from coalmine.datafree.objective import Objective
 from coalmine.datafree.settings import TERMS, DataFree
 from coalmine.models.build import build, restore
 from coalmine.models.settings import SmallNet
-from coalmine.training.augment import normalise
+from coalmine.training.augment import draw_augmentation, normalise, random_augment
 from coalmine.training.recipe import Augmentation, Normalisation
 
 NORMALISATION = Normalisation(mean=(0.3,), std=(0.35,))
@@ -109,19 +110,47 @@ def test_images_receive_gradients_and_the_teacher_none(networks) -> None:
     assert all(parameter.grad is None for parameter in networks[0].parameters())
 
 
+def test_the_gradient_of_images_comes_through_teacher_and_student(networks) -> None:
+    """Half of it, through the student alone or the teacher alone, would be another direction."""
+    frozen, student = networks
+    images, labels = batch()
+    images.requires_grad_()
+    loss = objective(networks, adversarial=1.0, masked=False)(images, labels, stream(), adversarial=True)
+    x = normalise(images, NORMALISATION)
+    naive = -losses.kl(frozen(x), student(x)).mean()
+    torch.testing.assert_close(*(torch.autograd.grad(one, images)[0] for one in (loss, naive)))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_teacher_and_student_judge_the_same_images_each_augmented_as_in_training(networks, flip) -> None:
+    augmentation, seen = Augmentation(flip=flip, shift=2), []
+    for network in networks:
+        first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images, labels = batch(images=40)
+    objective(networks, augmentation, adversarial=1.0, augmented=True)(images, labels, stream(2), adversarial=True)
+    mirrored, dy, dx = draw_augmentation(stream(2), 40, augmentation).unbind(-1)
+    expected = normalise(random_augment(images, mirrored, dy, dx, 2), NORMALISATION)
+    assert len(seen) == 2
+    assert all(torch.equal(each, expected) for each in seen)
+
+
 def test_rolling_moves_all_images_alike_and_mirrors_them_where_the_recipe_does(networks) -> None:
     """60 draws: each of 25 x 2 outcomes is a roll of the batch; a fair coin shows both sides but for 2 in 10^18."""
     images, _ = batch(images=3)
-    mirrored = {False: 0, True: 0}
+    mirrored, amounts = {False: 0, True: 0}, set()
     for flip in (False, True):
         chosen = objective(networks, Augmentation(flip=flip, shift=0), one_hot=1.0, roll=2)
         for seed in range(60):
             found = chosen._varied(images, stream(seed))
             rolls = rolls_that_give(found, images)
-            assert len(rolls) == 1
-            mirrored[flip] += rolls.pop()[2]
+            ((down, right, mirror),) = rolls
+            mirrored[flip] += mirror
+            amounts |= {("down", down), ("right", right)}
     assert mirrored[False] == 0
     assert 0 < mirrored[True] < 60
+    # 120 draws of five amounts: one is missing with a probability below 10^-10.
+    assert amounts == {*product(("down", "right"), range(-2, 3))}
 
 
 def rolls_that_give(found: torch.Tensor, images: torch.Tensor) -> set[tuple[int, int, bool]]:
@@ -159,6 +188,15 @@ def test_a_local_view_is_a_square_of_the_image_scaled_up() -> None:
     # The area is uniform from 1/4 to 1; mean within 5 standard deviations (6e-7).
     assert abs(slopes.square().mean().item() - 0.625) < 5 * 0.75 / (12 * 500) ** 0.5
     torch.testing.assert_close(views[:, 0, 0], views[:, 0, 15])
+    # What is left beside the square is divided anywhere: the middle is uniform within it, on both axes.
+    for own in (views, local_view(ramp.movedim(2, 3), stream(), flip=False).movedim(2, 3)):
+        shifts = (own[:, 0, 8, 7] + own[:, 0, 8, 8]) / 2 - 7.5
+        most = 8 * (1 - slopes)
+        assert (shifts.abs() <= most + 1e-3).all()
+        share = shifts[most > 1] / most[most > 1]
+        assert abs(share.mean().item()) < 5 * (1 / 3 / len(share)) ** 0.5
+        assert share.min() < -0.9
+        assert share.max() > 0.9
     mirrored = local_view(ramp, stream(), flip=True)
     falling = (mirrored[:, 0, 8, 12] < mirrored[:, 0, 8, 4]).float().mean().item()
     assert abs(falling - 0.5) < 5 * 0.5 / 500**0.5
@@ -178,9 +216,58 @@ def test_the_bank_keeps_the_last_images_and_makes_telling_apart_harder(networks)
     assert value(chosen, images, labels) > alone
 
 
+def test_views_are_told_apart_from_as_many_earlier_images_as_are_named_drawn_anew(networks, monkeypatch) -> None:
+    compared = []
+    contrast = losses.contrast
+
+    def looking(local: torch.Tensor, whole: torch.Tensor, temperature: float) -> torch.Tensor:
+        compared.append((local, whole))
+        return contrast(local, whole, temperature)
+
+    monkeypatch.setattr(losses, "contrast", looking)
+    chosen = objective(networks, contrastive=1.0, negatives=5)
+    images, labels = batch()
+    chosen.finish(batch(3)[0])
+    for seed in (1, 2):
+        chosen(images, labels, stream(seed), adversarial=True)
+    (local, first), (_, second) = compared
+    assert (len(local), len(first), len(second)) == (12, 12 + 5, 12 + 5)
+    torch.testing.assert_close(first[:12], second[:12])
+    assert not torch.allclose(first[12:], second[12:])
+    for each in (local, first, second):
+        torch.testing.assert_close(each.norm(dim=1), torch.ones(len(each)), msg="of unit length")
+
+
+def test_what_views_are_compared_with_receives_no_gradient(networks) -> None:
+    """Neither the whole images, nor the head by way of them."""
+    chosen = objective(networks, contrastive=1.0)._contrast
+    local, whole = (torch.randn(6, 24, generator=stream(seed)).requires_grad_() for seed in (1, 2))
+    head = [*chosen._head.parameters()]
+    found = torch.autograd.grad(chosen.loss(local, whole, stream()), [*head, local, whole], allow_unused=True)
+    assert found[-1] is None
+    naive = losses.contrast(chosen._project(local), chosen._project(whole).detach(), 0.2)
+    for gradient, expected in zip(found, torch.autograd.grad(naive, [*head, local]), strict=False):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_images_receive_the_gradient_of_their_local_views_which_are_mirrored_where_the_recipe_does(networks) -> None:
+    images, labels = batch()
+    images.requires_grad_()
+    for flip in (False, True):
+        augmentation = Augmentation(flip=flip, shift=0)
+        chosen = objective(networks, augmentation, contrastive=1.0)
+        (found,) = torch.autograd.grad(chosen(images, labels, stream(3), adversarial=True), images)
+        views = local_view(images, again := stream(3), flip=flip)
+        parts, wholes = (chosen._judge(chosen._seen(each)).means for each in (views, images))
+        (expected,) = torch.autograd.grad(chosen._contrast.loss(parts, wholes, again), images)
+        torch.testing.assert_close(found, expected)
+        assert found.abs().max() > 1e-5
+
+
 def test_the_head_learns_to_tell_images_apart(networks) -> None:
-    chosen = objective(networks, contrastive=1.0)
+    chosen = objective(networks, contrastive=1.0, rate=0.002)
     (optimiser,) = chosen.optimisers
+    assert (optimiser.defaults["lr"], optimiser.defaults["betas"]) == (0.002, (0.9, 0.999)), "as in the public code"
     images, labels = batch(images=40)
     before = value(chosen, images, labels)
     for step in range(60):
@@ -206,3 +293,17 @@ def test_a_restored_objective_goes_on_with_the_same_numbers(networks) -> None:
         each(images, labels, stream(1), adversarial=True).backward()
         each.optimisers[0].step()
     assert value(other, *batch(seed=8)) == value(first, *batch(seed=8))
+
+
+def test_a_state_saved_on_the_cpu_goes_back_to_the_device_of_the_teacher(networks) -> None:
+    """A device without numbers stands for a card: what is blended there must lie there, too."""
+    changes = {"contrastive": 1.0, "batch_norm": 1.0, "statistics_momentum": 0.9}
+    first = objective(networks, **changes)
+    first(*batch(), stream(), adversarial=True)
+    first.finish(batch()[0])
+    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    frozen, student = networks
+    elsewhere = objective((frozen.to("meta"), student), **changes)
+    elsewhere._contrast.restore = lambda state: None  # type: ignore[union-attr]
+    elsewhere.restore(saved)
+    assert {each.device.type for layer in elsewhere._history.before for each in layer} == {"meta"}

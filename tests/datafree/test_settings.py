@@ -41,6 +41,42 @@ def test_every_method_has_its_published_weights_and_steps(algorithm) -> None:
     assert each is None or each * settings.rounds == 400, "steps of the student an epoch"
 
 
+MADE_AND_TAUGHT = {
+    "dafl": ("generator", 0.001, None, False, 0.0, 0, 1.0),
+    "dfad": ("generator", 0.001, None, False, 0.0, 0, 1.0),
+    "zskt": ("generator", 0.001, None, False, 0.0, 0, 1.0),
+    "dfq": ("generator", 0.001, None, False, 0.0, 0, 1.0),
+    "deepinversion": ("pixels", 0.1, None, False, 0.0, 0, 20.0),
+    "cmi": ("fresh", 0.001, 0.001, True, 0.0, 0, 20.0),
+    "fast": ("meta", 0.003, 0.01, True, 0.9, 20, 20.0),
+    "reduced": ("generator", 0.005, 0.015, True, 0.9, 20, 20.0),
+}
+"""Source, its rate and that of its inputs, augmented or not, momentum of statistics, warm-up, student's temperature."""
+
+ASKED = {
+    "dafl": ("predicted", None, False), "dfad": (None, "l1", False), "zskt": (None, "kl", False),
+    "dfq": ("predicted", "kl", False), "deepinversion": ("drawn", "js", False), "cmi": ("drawn", "kl", True),
+    "fast": ("drawn", "kl", True), "reduced": (None, None, False),
+}  # fmt: skip
+"""Which class an image is to be of; the measure of disagreement; whether it counts only where both name one class."""
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_method_makes_images_and_teaches_as_published(algorithm) -> None:
+    own = DataFree(algorithm=algorithm)
+    made = (own.source, own.rate, own.latent_rate, own.augmented, own.statistics_momentum, own.warmup, own.temperature)
+    assert made == MADE_AND_TAUGHT[algorithm]
+    asked = (own.target if own.one_hot else None, own.divergence if own.adversarial else None, own.masked)
+    assert asked == ASKED[algorithm]
+    assert own.learns_from == ("fresh" if algorithm in ("dafl", "dfad", "zskt", "dfq") else "memory")
+    assert own.criterion == ("l1" if algorithm == "dfad" else "kl")
+    assert own.latent == {"dafl": 512, "zskt": 100}.get(algorithm, 256)
+    assert own.second_moment == (0.99 if algorithm == "deepinversion" else 0.999)
+    assert own.roll == (2 if algorithm == "deepinversion" else 0)
+    assert own.reset == (120 if algorithm == "fast" else None)
+    assert own.passes == (5 if algorithm == "reduced" else None)
+
+
 def test_what_is_given_replaces_what_the_method_has() -> None:
     settings = DataFree(algorithm="dfq", balance=0.0, batch_norm=2.5, rounds=3)
     assert settings.weights() == {"one_hot": 1.0, "batch_norm": 2.5, "adversarial": 1.0}
@@ -70,6 +106,7 @@ def test_weights_stand_in_the_order_of_the_terms_and_name_all_of_them() -> None:
         ({"algorithm": "cmi", "latent_rate": None}, "give latent_rate"),
         ({"algorithm": "zskt", "adversarial": 0.0}, "no loss has a weight"),
         ({"algorithm": "reduced", "batch_norm": 0.0, "adversarial": 1.0}, "warmup has no student"),
+        ({"algorithm": "cmi", "reset": 3}, "give reset: null"),
         ({"algorithm": "dfq", "balance": -1.0}, "greater than or equal to 0"),
         ({"algorithm": "dfq", "ballance": 1.0}, "Extra inputs"),
     ],
@@ -120,6 +157,9 @@ def test_more_images_than_are_remembered_are_refused() -> None:
     assert objection(dfkd.Settings(algorithm="fast", images=50 * 256)) is None
     found = objection(dfkd.Settings(algorithm="fast", images=50 * 256 + 1))
     assert found == ("images", "is 12801, but only 12800 are remembered; lower it, or raise memory or epochs.")
-    assert objection(dfkd.Settings(algorithm="dfq", images=30 * 40 * 10 * 2, batch_size=2)) is None
-    assert objection(dfkd.Settings(algorithm="dfq", images=30 * 40 * 10 * 2 + 1, batch_size=2))[0] == "images"
+    assert objection(dfkd.Settings(algorithm="dfq", images=30 * 40 * 10 * 2, batch_size=2, memory=10**6)) is None
+    assert (
+        objection(dfkd.Settings(algorithm="dfq", images=30 * 40 * 10 * 2 + 1, batch_size=2, memory=10**6))[0]
+        == "images"
+    )
     assert objection(dfkd.Settings(algorithm="dfq", images=200, memory=100))[0] == "images"

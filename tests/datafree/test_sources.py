@@ -130,6 +130,78 @@ def test_a_sample_is_what_the_generator_makes_of_fresh_inputs() -> None:
     assert not made.sample(stream(9)).requires_grad
 
 
+def test_weights_are_drawn_on_the_cpu_whatever_the_device() -> None:
+    """A device without numbers stands for a card, which cannot draw from a stream on the CPU."""
+    for algorithm in ("cmi", "fast"):
+        for renew in (lambda made: made.begin(stream(1)), lambda made: made.reset()):
+            states = []
+            for device in ("cpu", "meta"):
+                drawn = stream(5)
+                made = make_source(settings(algorithm), SHAPE, NORMALISATION, torch.device(device), drawn)
+                renew(made)
+                states.append(drawn.get_state())
+                assert {parameter.device.type for parameter in made.network.parameters()} == {device}
+            assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("algorithm", ["dfq", "fast"])
+def test_a_reset_draws_the_first_layer_and_its_norm_anew_and_leaves_the_rest(algorithm) -> None:
+    made = source(algorithm)
+    with torch.no_grad():
+        for parameter in made.network.parameters():
+            parameter += 0.5
+    before = weights(made.network)
+    made.reset()
+    after = dict(made.network.named_parameters())
+    changed = {name for (name, own), old in zip(after.items(), before, strict=True) if not torch.equal(own, old)}
+    assert changed == {"linear.weight", "linear.bias", "norm0.weight", "norm0.bias"}
+    assert (after["norm0.weight"] == 1).all()
+    assert (after["norm0.bias"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("dafl", [(0.001, 0.999)]),
+        ("dfad", [(0.001, 0.999)]),
+        ("zskt", [(0.001, 0.999)]),
+        ("dfq", [(0.001, 0.999)]),
+        ("deepinversion", [(0.1, 0.99)]),
+        ("cmi", [(0.001, 0.999), (0.001, 0.999)]),
+        ("fast", [(0.003, 0.999), (0.01, 0.999)]),
+        ("reduced", [(0.005, 0.999), (0.015, 0.999)]),
+    ],
+)
+def test_adam_has_the_published_rates_and_decays_for_generator_or_pixels_and_for_inputs(algorithm, expected) -> None:
+    """What is moved: the generator or the pixels, then the generator's input; the first decay is 0.5 everywhere."""
+    attempt = source(algorithm).begin(stream(1))
+    groups = [group for optimiser in attempt.optimisers for group in optimiser.param_groups]
+    assert [(group["lr"], *group["betas"]) for group in groups] == [(rate, 0.5, second) for rate, second in expected]
+
+
+def test_a_step_moves_what_losses_learn_by_the_gradient_of_this_step_alone() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    other = torch.optim.SGD([weight], lr=1.0)
+    attempt = source("deepinversion").begin(stream(1))
+    for expected in (0.0, -1.0):
+        attempt.step(attempt.images().sum() * 0 + weight.sum(), [other])
+        assert weight.item() == expected
+
+
+def test_learned_inputs_move_and_every_batch_starts_adam_anew() -> None:
+    """Adam's first step has the size of its rate, whatever came before: as in the predecessor's code."""
+    made = source("reduced")
+    for seed in (1, 2):
+        before = weights(made.network)
+        attempt = made.begin(stream(seed))
+        latent = attempt.optimisers[-1].param_groups[-1]["params"][0]
+        start = latent.detach().clone()
+        attempt.step(brightness(attempt.images()))
+        assert (latent - start).abs().max().item() == pytest.approx(0.015, rel=1e-3)
+        moved = max((own - old).abs().max().item() for own, old in zip(made.network.parameters(), before, strict=True))
+        assert moved == pytest.approx(0.005, rel=1e-3)
+
+
 # --- meta-learning -----------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,21 @@ def test_random_augmentation_equals_pillow_image_by_image():
             assert torch.equal(augmented[model, i], with_pillow(images[model, i], *how))
 
 
+def test_augmented_images_that_pass_on_gradients_are_the_same_and_each_pixel_gets_that_of_its_copy():
+    images = photos(20, 3, 12, 10).double()
+    generator = torch.Generator().manual_seed(1)
+    flip, dy, dx = torch.randint(-3, 4, (3, 20), generator=generator)
+    flip = flip > 0
+    expected = random_augment(images, flip, dy, dx, 3)
+    augmented = random_augment(images.requires_grad_(), flip, dy, dx, 3)
+    assert torch.equal(augmented, expected)
+    weight = photos(20, 3, 12, 10).double()
+    (augmented * weight).sum().backward()
+    for i in range(20):
+        moved = apply_view(weight[i], View(False, -int(dy[i]), -int(dx[i])))
+        assert torch.equal(images.grad[i], moved.flip(-1) if flip[i] else moved)
+
+
 def test_views_equal_pillow_image_by_image():
     images = photos(5, 3, 12, 12)
     for view in fixed_views(flip=True, shift=4):

@@ -40,9 +40,7 @@ class Contrast:
         self._head = nn.Sequential(nn.Linear(dimension, HEAD), nn.ReLU(), nn.Linear(HEAD, HEAD))
         initialise(self._head, weights)
         self._head.to(device)
-        self.optimiser = torch.optim.Adam(
-            self._head.parameters(), lr=settings.rate, betas=(0.5, settings.second_moment)
-        )
+        self.optimiser = torch.optim.Adam(self._head.parameters(), lr=settings.rate)
         self.bank = torch.empty(0, dimension, device=device)
 
     def loss(self, local: torch.Tensor, whole: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -57,11 +55,11 @@ class Contrast:
         )
 
     def _project(self, descriptions: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self._head(descriptions), dim=1)
+        return F.normalize(self._head(descriptions.float()), dim=1)
 
     def remember(self, descriptions: torch.Tensor) -> None:
         """Add the descriptions of finished images to the bank; the oldest leave."""
-        self.bank = torch.cat([self.bank, descriptions.detach()])[-self._settings.bank :]
+        self.bank = torch.cat([self.bank, descriptions.detach().float()])[-self._settings.bank :]
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return head, optimiser and bank."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,9 +41,18 @@ class Generator(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw all weights anew."""
-        initialise(self, generator)
+        _draw(self, generator)
 
     def draw_first_layer(self, generator: torch.Generator) -> None:
         """Draw the weights of the first layer and its norm anew."""
-        initialise(self.linear, generator)
-        initialise(self.norm0, generator)
+        _draw(self.linear, generator)
+        _draw(self.norm0, generator)
+
+
+@torch.no_grad()
+def _draw(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw a module's weights anew on the CPU, where the random stream is, whatever device holds them."""
+    drawn = copy.deepcopy(module).to_empty(device="cpu")
+    initialise(drawn, generator)
+    for own, new in zip(module.parameters(), drawn.parameters(), strict=True):
+        own.copy_(new)

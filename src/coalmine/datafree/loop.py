@@ -89,7 +89,8 @@ class Loop:
                     self._setup.progress(f"{self._name}, {clock.report(done + 1 - first, what)}")
                 if self._checkpoint.due():
                     self._checkpoint.save(self._state(done + 1))
-        return Distilled(self._exported(), self._kept(), self._seconds["synthesis"], self._seconds["training"])
+            student, kept = self._exported(), self._kept()
+        return Distilled(student, kept, self._seconds["synthesis"], self._seconds["training"])
 
     def _synthesise(self, *, has_student: bool) -> None:
         """Make a batch of images and remember the best of its steps."""
@@ -103,8 +104,7 @@ class Loop:
                 images = attempt.images()
                 loss = self._objective(images, labels, generator, adversarial=has_student)
                 attempt.step(loss, self._objective.optimisers)
-                # A copy: pixels move in place.
-                best = images.detach().clone() if not len(best) else torch.where(loss < least, images.detach(), best)
+                best = images.detach() if not len(best) else torch.where(loss < least, images.detach(), best)
                 least = torch.minimum(least, loss.detach())
             self._source.finish()
             self._objective.finish(best)

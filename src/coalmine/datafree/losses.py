@@ -27,9 +27,9 @@ def activation(features: torch.Tensor) -> torch.Tensor:
 
 def balance(logits: torch.Tensor) -> torch.Tensor:
     """Negative entropy of the batch's mean answer: all classes appear equally often (DAFL)."""
-    mean = logits.softmax(dim=1).mean(dim=0)
-    loss: torch.Tensor = torch.special.xlogy(mean, mean).sum()
-    return loss
+    # In logarithms: where a class's mean underflows to 0, the gradient of ``mean log mean`` would be nan.
+    log_mean = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+    return (log_mean.exp() * log_mean).sum()
 
 
 def batch_norm(moments: Sequence[Moments], running: Sequence[Moments]) -> torch.Tensor:
@@ -100,7 +100,7 @@ def l1(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 def js(teacher: torch.Tensor, student: torch.Tensor, temperature: float = 3.0) -> torch.Tensor:
     """Jensen-Shannon divergence of the softened answers to each image (Adaptive DeepInversion).
 
-    At temperature 3, as in its public code.
+    At temperature 3, as in its public code, where both KL stand the other way round.
     """
     logs = [F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student)]
     middle = torch.logaddexp(*logs) - math.log(2)

@@ -151,6 +151,7 @@ class Objective:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up what ``state`` returned."""
-        self._history.restore(under("history", state))
+        device = self._teacher.head.weight.device
+        self._history.restore({name: tensor.to(device) for name, tensor in under("history", state).items()})
         if self._contrast:
             self._contrast.restore(under("contrast", state))

@@ -18,19 +18,19 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # Generative adversarial methods: one generator throughout; the student learns from fresh images only.
     "dafl": {
         "one_hot": 1.0, "target": "predicted", "activation": 0.001, "balance": 20.0,
-        "rounds": 80, "generator_steps": 1, "distillation_steps": 5, "latent": 512,
+        "rounds": 80, "generator_steps": 1, "distillation_steps": 5, "latent": 512, "memory": 4096,
     },
     "dfad": {
         "adversarial": 1.0, "divergence": "l1", "criterion": "l1",
-        "rounds": 80, "generator_steps": 1, "distillation_steps": 5,
+        "rounds": 80, "generator_steps": 1, "distillation_steps": 5, "memory": 4096,
     },
     "zskt": {
         "adversarial": 1.0,
-        "rounds": 40, "generator_steps": 1, "distillation_steps": 10, "latent": 100,
+        "rounds": 40, "generator_steps": 1, "distillation_steps": 10, "latent": 100, "memory": 4096,
     },
     "dfq": {
         "one_hot": 1.0, "target": "predicted", "balance": 20.0, "batch_norm": 1.0, "adversarial": 1.0,
-        "rounds": 40, "generator_steps": 1, "distillation_steps": 10,
+        "rounds": 40, "generator_steps": 1, "distillation_steps": 10, "memory": 4096,
     },
     # Inversion: every round makes a batch of images anew; the student learns from all that are remembered.
     "deepinversion": {
@@ -59,9 +59,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 """What each method sets; the rest stays as below.
 
 The weights are those of the common benchmark of Fast-Datafree's public code for CIFAR-10, whose images have 32x32
-pixels: WRN-40-2 teaches WRN-16-1 there. DAFL: Chen et al., ICCV 2019. DFAD: Fang et al., 2019. ZSKT: Micaelli &
-Storkey, NeurIPS 2019. DFQ: Choi et al., CVPR Workshops 2020. DeepInversion: Yin et al., CVPR 2020. CMI: Fang et al.,
-IJCAI 2021. Fast-Datafree: Fang et al., AAAI 2022. Reduced: Aerni, Zhang & Tramèr, CCS 2024.
+pixels: WRN-40-2 teaches WRN-16-1 there. It leaves out DeepInversion's total variation, whose weight is that of its own
+code, and has 5 steps of ZSKT's student for each of the generator's; 10 steps, and 100 inputs, are those of ZSKT's code.
+DAFL: Chen et al., ICCV 2019. DFAD: Fang et al., 2019. ZSKT: Micaelli & Storkey, NeurIPS 2019. DFQ: Choi et al., CVPR
+Workshops 2020. DeepInversion: Yin et al., CVPR 2020. CMI: Fang et al., IJCAI 2021. Fast-Datafree: Fang et al., AAAI
+2022. Reduced: Aerni, Zhang & Tramèr, CCS 2024.
 """
 
 
@@ -162,6 +164,10 @@ class DataFree(Settings):
             raise ValueError(f"source: {self.source} optimises its input, too; give latent_rate")
         if self.warmup and set(self.weights()) == {"adversarial"}:
             raise ValueError("warmup has no student, so that the adversarial loss says nothing; give warmup: 0")
+        if self.reset is not None and self.source not in ("generator", "meta"):
+            raise ValueError(
+                f"reset draws a layer of a lasting generator anew, but source is {self.source}; give reset: null"
+            )
         if not self.weights():
             raise ValueError(f"no loss has a weight, so that images would stay noise; give one of {', '.join(TERMS)}")
         return self

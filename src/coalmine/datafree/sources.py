@@ -108,6 +108,12 @@ def adam(groups: Iterable[Any], settings: DataFree, rate: float | None = None) -
     return torch.optim.Adam(groups, lr=rate or settings.rate, betas=(FIRST_MOMENT, settings.second_moment))
 
 
+def both(network: Generator, latent: torch.Tensor, settings: DataFree) -> torch.optim.Adam:
+    """Return Adam for a generator and the inputs of one batch."""
+    groups = [{"params": list(network.parameters())}, {"params": [latent], "lr": settings.latent_rate}]
+    return adam(groups, settings)
+
+
 class Pixels:
     """DeepInversion: noise becomes images, pixel by pixel. Nothing lasts from batch to batch."""
 
@@ -152,7 +158,10 @@ class Pixels:
 
 
 class Lasting:
-    """One generator throughout, whose weights each batch moves on."""
+    """One generator throughout, whose weights each batch moves on.
+
+    Without learned inputs Adam goes on, too; with them (the predecessor) every batch has a new one for both.
+    """
 
     def __init__(self, settings: DataFree, network: Generator, device: torch.device, weights: torch.Generator) -> None:
         self._settings, self._device, self._weights = settings, device, weights
@@ -179,8 +188,7 @@ class Lasting:
         if self._settings.latent_rate is None:
             return Attempt(lambda: self.network(self.latent(generator)), [self._optimiser])
         latent = self.latent(generator).requires_grad_()
-        own = adam([latent], self._settings, self._settings.latent_rate)
-        return Attempt(lambda: self.network(latent), [self._optimiser, own])
+        return Attempt(lambda: self.network(latent), [both(self.network, latent, self._settings)])
 
     def finish(self) -> None:
         """The weights have moved already."""
@@ -205,7 +213,6 @@ class Fresh(Lasting):
     def begin(self, generator: torch.Generator) -> Attempt:
         """Draw the weights anew."""
         self.network.draw(self._weights)
-        self._optimiser = self._outer()
         return super().begin(generator)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -230,21 +237,16 @@ class Meta(Lasting):
         """Begin with a copy and inputs that are learned with it."""
         adapted = copy.deepcopy(self.network)
         latent = self.latent(generator).requires_grad_()
-        assert self._settings.latent_rate is not None
-        groups = [
-            {"params": list(adapted.parameters())},
-            {"params": [latent], "lr": self._settings.latent_rate},
-        ]
         self._optimiser.zero_grad()
         self._adapted = adapted
         collect = self._collect if self._settings.meta == "fomaml" else None
-        return Attempt(lambda: adapted(latent), [adam(groups, self._settings)], collect)
+        return Attempt(lambda: adapted(latent), [both(adapted, latent, self._settings)], collect)
 
     def _collect(self) -> None:
         """Add the copy's gradients to those of the generator."""
         for outer, inner in self._pairs():
             assert inner.grad is not None
-            outer.grad = inner.grad.clone() if outer.grad is None else outer.grad + inner.grad
+            outer.grad = inner.grad if outer.grad is None else outer.grad + inner.grad
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -100,6 +100,13 @@ def random_augment(
         return images
     height, width = images.shape[-2:]
     padded = F.pad(images.flatten(0, -4), (shift, shift, shift, shift))
+    if images.requires_grad:
+        # A view of every crop would have a gradient (2 shift + 1)^2 times as large as the images.
+        n, channels, _, wide = padded.shape
+        rows = dy.flatten()[:, None] + shift + torch.arange(height, device=images.device)
+        columns = dx.flatten()[:, None] + shift + torch.arange(width, device=images.device)
+        strips = padded.gather(2, rows[:, None, :, None].expand(n, channels, height, wide))
+        return strips.gather(3, columns[:, None, None, :].expand(n, channels, height, width)).view(images.shape)
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of every crop: (n, c, dy, dx, height, width)
     each = torch.arange(len(padded), device=images.device)
     return crops[each, :, dy.flatten() + shift, dx.flatten() + shift].view(images.shape)
