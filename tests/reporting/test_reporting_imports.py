@@ -28,7 +28,7 @@ def test_planning_a_table_or_figure_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", PLANNED)
 def test_every_table_and_figure_says_what_it_needs(name: str) -> None:
     module = __import__(f"coalmine.reporting.{name}", fromlist=["NEEDS"])
-    assert {"metrics", "scores", "costs", "visual", "synthetic", "logits", "data"} >= module.NEEDS
+    assert {"metrics", "scores", "costs", "visual", "synthetic", "logits", "data", "teachers"} >= module.NEEDS
     required = {"baselines": ("b",)} if "baselines" in module.Settings.model_fields else {}
     assert module.Settings(methods=("a",), **required).title
     assert all(field.description for field in module.Settings.model_fields.values())
