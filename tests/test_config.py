@@ -609,8 +609,8 @@ def test_separate_average_case_models_are_twins_of_all_methods() -> None:
     assert separate.is_average_case("random-average")
     assert not separate.is_average_case("random")
     assert separate.method("random-average") is separate.method("random")
-    assert separate.synthesizes("random-average")
-    assert not separate.synthesizes("undefended-average")
+    assert separate.kind("random-average") == "synthesize"
+    assert separate.kind("undefended-average") == "train"
 
 
 def test_tables_that_compare_cases_are_pointed_at_the_twins() -> None:
@@ -801,8 +801,6 @@ def test_a_method_is_what_its_file_defines(own_method: Callable[[str], Any]) -> 
     students = run(STUDENTS)
     names = ("undefended", "random", "mine", "again", "coreset")
     assert [students.kind(name) for name in names] == ["train", "synthesize", "distil", "reuse", "reuse"]
-    assert [students.synthesizes(name) for name in names] == [False, True, False, False, False]
-    assert [students.distils(name) for name in names] == [False, False, True, False, False]
     assert [students.teacher_of(name) for name in names] == [None, None, "undefended", "undefended", None]
     assert [students.set_of(name) for name in names] == [None, "random", "mine", "mine", "random"]
 
@@ -1030,7 +1028,7 @@ def specs(checked: Run) -> dict[str, str]:
         found[f"score {method}"] = checked.spec("score", method=method)
     found |= {f"experts {name}": checked.spec("experts", name=name) for name in checked.experts}
     if checked.compares_images:
-        synthetic = filter(checked.synthesizes, checked.audited)
+        synthetic = [name for name in checked.audited if checked.kind(name) == "synthesize"]
         found |= {f"resemble {method}": checked.spec("resemble", method=method) for method in synthetic}
     if checked.compares_features:
         found |= {"pretrain": checked.spec("pretrain")}
@@ -1239,7 +1237,7 @@ def test_a_private_method_is_in_order() -> None:
     private = run(DPSGD)
     assert private.claims_privacy("private")
     assert not private.claims_privacy("undefended")
-    assert not private.synthesizes("private")
+    assert private.kind("private") == "train"
 
 
 @pytest.mark.parametrize(

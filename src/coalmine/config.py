@@ -252,14 +252,6 @@ class Run:
         """Return what a method is: which function its file defines, or that it reuses another's synthetic sets."""
         return plugins.kind(self.method(name))
 
-    def synthesizes(self, name: str) -> bool:
-        """Tell whether the stage ``synthesize`` makes a method's synthetic sets, out of the private data."""
-        return self.kind(name) == "synthesize"
-
-    def distils(self, name: str) -> bool:
-        """Tell whether the stage ``distil`` makes a method's synthetic sets and models, out of a teacher's models."""
-        return self.kind(name) == "distil"
-
     def teacher_of(self, name: str) -> str | None:
         """Return the method whose models taught those of a data-free method, None for others: a twin's is a twin.
 

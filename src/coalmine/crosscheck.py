@@ -277,7 +277,7 @@ def _check_pictures(sound: Mapping[str, Any], modules: Modules) -> Iterator[Prob
 def _is_taught(method: Method, modules: Modules) -> bool:
     """Tell whether a method's models learned from a teacher's answers, or from the set of one whose models did."""
     owner = modules.methods.get(set_of(method) or method.name, method)
-    return teacher_of(method) is not None or teacher_of(owner) is not None
+    return teacher_of(owner) is not None
 
 
 def _texts(value: Any) -> list[str]:

@@ -250,6 +250,11 @@ class PrivateData:
         design = read_design(canaries, membership, data.labels)
         return PrivateData(data.images, data.labels, read_classes(classes), design)
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What a model's input and output must fit, as artefacts carry it."""
+        return {"channels": self.images.shape[3], "image_size": self.images.shape[1], "classes": len(self.classes)}
+
     def shadow(self, number: int) -> Shadow:
         """Return the view of shadow model ``number``."""
         index = training_indices(self.design, len(self.labels), number)

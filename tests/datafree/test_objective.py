@@ -258,7 +258,7 @@ def test_images_receive_the_gradient_of_their_local_views_which_are_mirrored_whe
         chosen = objective(networks, augmentation, contrastive=1.0)
         (found,) = torch.autograd.grad(chosen(images, labels, stream(3), adversarial=True), images)
         views = local_view(images, again := stream(3), flip=flip)
-        parts, wholes = (chosen._judge(chosen._seen(each)).means for each in (views, images))
+        parts, wholes = (chosen._judge(chosen.seen(each)).means for each in (views, images))
         (expected,) = torch.autograd.grad(chosen._contrast.loss(parts, wholes, again), images)
         torch.testing.assert_close(found, expected)
         assert found.abs().max() > 1e-5

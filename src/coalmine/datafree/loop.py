@@ -21,9 +21,10 @@ from coalmine.models.build import build, restore
 from coalmine.models.layers import Classifier
 from coalmine.seeds import torch_generator
 from coalmine.shadows import Distilled, Setup, Synthetic, Teacher
-from coalmine.training.augment import draw_augmentation, normalise, random_augment
+from coalmine.training.augment import draw_and_augment
 from coalmine.training.clock import Clock
 from coalmine.training.device import arithmetic, parameter_dtype
+from coalmine.training.ensemble import exported
 
 STREAMS = ("weights", "synthesis", "distillation", "choice")
 """Random streams: of the generator's weights, of making images, of teaching, of the images that are kept."""
@@ -140,17 +141,12 @@ class Loop:
                 self._memory.add(images)
                 yield self._seen(images)
             return
-        augmentation = self._recipe.augmentation
         for rows in self._memory.batches(steps, self._recipe.batch_size, generator):
-            flip, dy, dx = draw_augmentation(generator, len(rows), augmentation).to(self._device).unbind(-1)
-            images = self._memory[rows]
-            flip_or_not = flip if augmentation.flip else None
-            yield self._seen(random_augment(images, flip_or_not, dy, dx, augmentation.shift))
+            yield self._seen(draw_and_augment(self._memory[rows], self._recipe.augmentation, generator))
 
     def _seen(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images as networks see them."""
-        x = normalise(images, self._setup.normalisation, self._teacher.head.weight.dtype)
-        return x.contiguous(memory_format=torch.channels_last)
+        """Return images as networks see them, channels last in memory as those are."""
+        return self._objective.seen(images).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _kept(self) -> Synthetic:
@@ -167,11 +163,11 @@ class Loop:
         )
 
     def _exported(self) -> dict[str, torch.Tensor]:
-        """Return the student's weights and statistics on the CPU, laid out as safetensors requires."""
+        """Return the student's weights and statistics, refused if they are not finite."""
         state = self._student.network.state_dict()
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in state.values()]).all()
         self._check(torch.where(finite, 0.0, math.nan), "some weight of the student")
-        return {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        return {name: exported(tensor) for name, tensor in state.items()}
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from coalmine.datafree.contrast import Contrast, local_view
 from coalmine.datafree.settings import DataFree
 from coalmine.datafree.state import prefixed, under
 from coalmine.models.layers import Classifier
-from coalmine.training.augment import draw_augmentation, normalise, random_augment
+from coalmine.training.augment import draw_and_augment, normalise
 from coalmine.training.recipe import Augmentation, Normalisation
 
 
@@ -82,7 +82,7 @@ class Objective:
             adversarial: whether there is a student to be asked yet.
         """
         settings = self._settings
-        x = self._seen(self._varied(images, generator))
+        x = self.seen(self._varied(images, generator))
         judged = self._judge(x)
         labels = labels if settings.target == "drawn" else judged.logits.detach().argmax(dim=1)
         loss = x.new_zeros(())
@@ -101,14 +101,12 @@ class Objective:
             loss = loss + settings.adversarial * disagreement
         if self._contrast and judged.means is not None:
             local = local_view(images, generator, flip=self._augmentation.flip)
-            parts = self._judge(self._seen(local)).means
-            assert parts is not None
-            loss = loss + settings.contrastive * self._contrast.loss(parts, judged.means, generator)
+            loss = loss + settings.contrastive * self._contrast.loss(self._described(local), judged.means, generator)
         if settings.total_variation:
             loss = loss + settings.total_variation * losses.total_variation(x)
         return loss
 
-    def _seen(self, images: torch.Tensor) -> torch.Tensor:
+    def seen(self, images: torch.Tensor) -> torch.Tensor:
         """Return images from 0 to 1 as networks see them."""
         return normalise(images, self._normalisation, self._teacher.head.weight.dtype)
 
@@ -121,6 +119,12 @@ class Objective:
         means = statistics.instance_means(maps) if settings.contrastive else None
         return Judgement(features, self._teacher.head(features), moments, means)
 
+    def _described(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the spatial means of what images bring into the teacher's batch norm layers, (image, channel)."""
+        with self._inputs.seen(wanted=True) as maps:
+            self._teacher.features(self.seen(images))
+        return statistics.instance_means(maps)
+
     def _varied(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Roll and mirror the batch as a whole, augment each image, as the method has it."""
         if self._settings.roll:
@@ -129,20 +133,14 @@ class Objective:
             images = images.roll((down, right), dims=(2, 3))
             if self._augmentation.flip and torch.randint(0, 2, (), generator=generator):
                 images = images.flip(3)
-        if not self._settings.augmented:
-            return images
-        drawn = draw_augmentation(generator, len(images), self._augmentation).to(images.device)
-        flip, dy, dx = drawn.unbind(-1)
-        return random_augment(images, flip if self._augmentation.flip else None, dy, dx, self._augmentation.shift)
+        return draw_and_augment(images, self._augmentation, generator) if self._settings.augmented else images
 
     @torch.no_grad()
     def finish(self, images: torch.Tensor) -> None:
         """Take note of a finished batch."""
         self._history.add(self._last)
         if self._contrast:
-            means = self._judge(self._seen(images)).means
-            assert means is not None
-            self._contrast.remember(means)
+            self._contrast.remember(self._described(images))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what lasts from batch to batch, by name."""

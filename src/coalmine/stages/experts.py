@@ -37,8 +37,7 @@ def main() -> None:
     settings = Experts.model_validate_json(json.dumps(spec["settings"]))
     normalisation = Normalisation.model_validate_json(json.dumps(spec["normalisation"]))
 
-    shape = {"channels": data.images.shape[3], "image_size": data.images.shape[1], "classes": len(data.classes)}
-    base = _command.header("experts", spec, shape=shape, inputs=data.digests())
+    base = _command.header("experts", spec, shape=data.shape, inputs=data.digests())
     batch = Batch(outputs, lambda shadow: {**base, "shadow": shadow}, read_safetensors_header, progress)
     training = Training(spec["experts"], spec["seed"], settings, len(data.classes), mode, progress)
     for finished, number in enumerate(batch.waiting, start=1):

@@ -27,8 +27,7 @@ def main() -> None:
     data = _models.private_data(arguments)
     design = data.digests()["design"]
     synthetic = _models.by_shadow(arguments.synthetic, ".npz")
-    shape = {"channels": data.images.shape[3], "image_size": data.images.shape[1], "classes": len(data.classes)}
-    base = _command.header("train", spec, method_module(spec) if "module" in spec else None, shape=shape)
+    base = _command.header("train", spec, method_module(spec) if "module" in spec else None, shape=data.shape)
     mechanism = _models.mechanism(arguments, spec["method"], design)
     inputs = _models.made_from(data, mechanism)
 

@@ -112,6 +112,23 @@ def random_augment(
     return crops[each, :, dy.flatten() + shift, dx.flatten() + shift].view(images.shape)
 
 
+def draw_and_augment(images: torch.Tensor, augmentation: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """Augment every image by amounts drawn for it.
+
+    Args:
+        images: ``(..., channel, height, width)``, any dtype.
+        augmentation: what to draw.
+        generator: a CPU generator, advanced by this call.
+
+    Returns:
+        The augmented images, in the shape and dtype of ``images``.
+    """
+    each = images.shape[:-3]
+    drawn = draw_augmentation(generator, each.numel(), augmentation).to(images.device)
+    flip, dy, dx = drawn.view(*each, 3).unbind(-1)
+    return random_augment(images, flip if augmentation.flip else None, dy, dx, augmentation.shift)
+
+
 def normalise(images: torch.Tensor, normalisation: Normalisation, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return what a network sees: ``(pixel - mean) / std`` per channel, pixels from 0 to 1.
 

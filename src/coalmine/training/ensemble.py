@@ -40,7 +40,7 @@ class Single:
 
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``, for model 0."""
-        return {name: _exported(tensor) for name, tensor in self._network.state_dict().items()}
+        return {name: exported(tensor) for name, tensor in self._network.state_dict().items()}
 
 
 class Stack:
@@ -69,9 +69,9 @@ class Stack:
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``."""
         tensors = {**self._parameters, **self._buffers}
-        return {name: _exported(tensors[name][model]) for name in self._names}
+        return {name: exported(tensors[name][model]) for name in self._names}
 
 
-def _exported(tensor: torch.Tensor) -> torch.Tensor:
+def exported(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy on the CPU, laid out as safetensors requires."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -17,7 +17,7 @@ from coalmine.errors import CoalmineError
 from coalmine.models.build import build
 from coalmine.models.layers import Classifier
 from coalmine.models.settings import ModelSettings
-from coalmine.training.augment import draw_augmentation, normalise, random_augment
+from coalmine.training.augment import draw_and_augment, normalise
 from coalmine.training.clock import Clock
 from coalmine.training.device import arithmetic, parameter_dtype
 from coalmine.training.dp_step import DPStep, MovingAverage
@@ -168,9 +168,7 @@ class _Training:
         images, labels = self.samples[drawn.to(self.device)[None]]
         images = images[0][:, None].expand(-1, views, -1, -1, -1)
         if len(drawn) and (augmentation.flip or augmentation.shift):
-            plan = draw_augmentation(self.order, len(drawn) * views, augmentation).to(self.device)
-            flip, dy, dx = plan.view(len(drawn), views, 3).unbind(-1)
-            images = random_augment(images, flip if augmentation.flip else None, dy, dx, augmentation.shift)
+            images = draw_and_augment(images, augmentation, self.order)
         return normalise(images, self.normalisation, self.dtype), labels[0]
 
     def _export(self) -> dict[str, torch.Tensor]:
