@@ -100,6 +100,25 @@ def draw_design(
     )
 
 
+def first_models(design: Design, models: int) -> Design:
+    """Return the design of the first so many models, for a method that was not worth more: the same canaries.
+
+    Every canary was IN in half of all models; of the first ones it is in some number that chance has drawn.
+
+    Raises:
+        ValueError: if there are fewer models.
+    """
+    if not 0 < models <= design.membership.shape[1]:
+        raise ValueError(f"the first {models} of {design.membership.shape[1]} models: give a number from 1 to that")
+    return replace(design, membership=design.membership[:, :models])
+
+
+def fewest_on_a_side(membership: BoolArray) -> int:
+    """Return the least number of models on one side, IN or OUT, of any canary, from bool ``(canary, model)``."""
+    inside = checked_membership(membership).sum(axis=1)
+    return int(np.minimum(inside, membership.shape[1] - inside).min())
+
+
 def average_case(design: Design) -> Design:
     """Return the average-case design: the same samples in the same models, all labels left right."""
     return replace(design, canary_label=design.true_label, mislabelled=np.zeros_like(design.mislabelled))
