@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,12 +36,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         CoalmineError: the disk is full or the folder cannot be written to; no partial file remains.
     """
+    with _replacing(path, f" ({len(data):,} bytes)") as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: Path, size: str = "") -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of ``path`` when all has been written to it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -49,10 +56,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CoalmineError(
-                f"The disk is full: {path} ({len(data):,} bytes) could not be written. Free some space and run again; "
-                "everything that was finished is kept."
+                f"The disk is full: {path}{size} could not be written. Free some space and run again; everything that "
+                "was finished is kept."
             ) from error
         raise CoalmineError(f"{path} could not be written: {error.strerror}.") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,10 +99,9 @@ def read_npy(path: Path, dtype: str, shape: Shape) -> np.ndarray:
 
 
 def write_npz(path: Path, header: Header, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays and their header; equal content gives equal bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{_HEADER: np.array(canonical_json(header))}, **arrays)
-    write_bytes(path, buffer.getvalue())
+    """Write arrays and their header; equal content gives equal bytes. Mapped arrays never fill the memory."""
+    with _replacing(path) as file:
+        np.savez(file, allow_pickle=False, **{_HEADER: np.array(canonical_json(header))}, **arrays)
 
 
 def read_npz(path: Path, **fields: tuple[str, Shape]) -> tuple[Header, dict[str, np.ndarray]]:

@@ -54,10 +54,30 @@ class Checkpoint:
             write_npz(self._path, self._header, arrays)
         self._last = time.perf_counter()
 
+    def canvas(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return an array that is filled bit by bit, on disk, so that it may be larger than memory.
+
+        What was written to it before the last :meth:`save` is there again when the computation is taken up. There is
+        one for a computation; without a file it lies in memory.
+        """
+        if self._path is None:
+            return np.zeros(shape, dtype)
+        path = self._canvas()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and self.load() is not None:
+            return np.lib.format.open_memmap(path, mode="r+")
+        self._path.unlink(missing_ok=True)  # a state without the canvas that it tells of
+        return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+
     def remove(self) -> None:
         """Forget the saved state: its artefact is finished."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            self._canvas().unlink(missing_ok=True)
+
+    def _canvas(self) -> Path:
+        assert self._path is not None
+        return self._path.with_suffix(".canvas.npy")
 
 
 def without(shadow: object) -> Checkpoint:

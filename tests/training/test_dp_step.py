@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from coalmine.errors import CoalmineError
 from coalmine.models.build import build
 from coalmine.models.settings import MLP, SmallNet
-from coalmine.training.dp_step import DPStep, MovingAverage, per_example_gradients
+from coalmine.training.average import MovingAverage
+from coalmine.training.dp_step import DPStep, per_example_gradients
 from coalmine.training.private import mean_cross_entropy
 
 CLASSES = 4

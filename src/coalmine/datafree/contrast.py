@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from coalmine.datafree import losses
 from coalmine.datafree.settings import DataFree
-from coalmine.datafree.state import of_optimiser, prefixed, restore_optimiser, under
 from coalmine.models.layers import initialise
+from coalmine.training.state import of_optimiser, prefixed, restore_optimiser, under
 
 HEAD = 256
 """Units of the head, hidden and out."""

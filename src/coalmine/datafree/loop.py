@@ -14,7 +14,6 @@ from coalmine.datafree.memory import Memory
 from coalmine.datafree.objective import Objective
 from coalmine.datafree.settings import DataFree
 from coalmine.datafree.sources import make_source
-from coalmine.datafree.state import prefixed, under
 from coalmine.datafree.student import Student
 from coalmine.errors import CoalmineError
 from coalmine.models.build import build, restore
@@ -25,6 +24,7 @@ from coalmine.training.augment import draw_and_augment
 from coalmine.training.clock import Clock
 from coalmine.training.device import arithmetic, parameter_dtype
 from coalmine.training.ensemble import exported
+from coalmine.training.state import prefixed, under
 
 STREAMS = ("weights", "synthesis", "distillation", "choice")
 """Random streams: of the generator's weights, of making images, of teaching, of the images that are kept."""

@@ -11,10 +11,10 @@ from torch import nn
 from coalmine.datafree import losses, statistics
 from coalmine.datafree.contrast import Contrast, local_view
 from coalmine.datafree.settings import DataFree
-from coalmine.datafree.state import prefixed, under
 from coalmine.models.layers import Classifier
 from coalmine.training.augment import draw_and_augment, normalise
 from coalmine.training.recipe import Augmentation, Normalisation
+from coalmine.training.state import prefixed, under
 
 
 class Judgement(NamedTuple):

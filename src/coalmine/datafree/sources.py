@@ -15,9 +15,9 @@ from torch import nn
 
 from coalmine.datafree.generator import Generator
 from coalmine.datafree.settings import DataFree
-from coalmine.datafree.state import of_optimiser, prefixed, restore_optimiser, under
 from coalmine.training.augment import normalise
 from coalmine.training.recipe import Normalisation
+from coalmine.training.state import of_optimiser, prefixed, restore_optimiser, under
 
 FIRST_MOMENT = 0.5
 """Adam's first decay in all the methods."""

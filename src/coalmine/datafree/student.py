@@ -8,10 +8,10 @@ import torch
 
 from coalmine.datafree import losses
 from coalmine.datafree.settings import DataFree
-from coalmine.datafree.state import prefixed, under
 from coalmine.models.layers import Classifier
 from coalmine.training.recipe import Recipe
 from coalmine.training.sgd import SGD
+from coalmine.training.state import prefixed, under
 
 
 class Student:

@@ -17,11 +17,12 @@ little noise it is vacuous, and reported as such.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat
 
-from coalmine import settings
+from coalmine import budget
+from coalmine.budget import Budget
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Setup, Shadow
 
@@ -36,46 +37,18 @@ RECIPE = ("augmentation", "precision")
 """What this method takes from the run's training recipe; it has its own settings for the rest."""
 
 
-class Settings(settings.Settings):
+class Settings(Budget):
     """Hyper-parameters; "the predecessor" are its high-utility settings for CIFAR-10."""
 
-    epsilon: PositiveFloat | None = Field(
-        default=None, description="Target: the noise is the least that meets it. Else null, with noise_multiplier."
-    )
-    noise_multiplier: PositiveFloat | None = Field(
-        default=None, description="Standard deviation of the noise in units of clip. Else null, with epsilon."
-    )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="Of the guarantee; below 1 / (private samples).")
-    accountant: Literal["pld", "rdp"] = Field(
-        default="pld", description="pld: privacy-loss distribution, tight. rdp: Renyi divergence, as in the papers."
-    )
-    steps: PositiveInt = Field(description="Updates; De et al.: 875 (epsilon 1) to 2,500 (epsilon 8).")
-    batch_size: PositiveInt = Field(description="Expected samples a step; De et al.: 4,096.")
     learning_rate: PositiveFloat = Field(default=4.0, description="Constant; the predecessor: 4, De et al.: 2 to 4.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Both: 0.")
-    clip: PositiveFloat = Field(default=1.0, description="Largest norm of a sample's gradient; both: 1.")
-    views: PositiveInt = Field(
-        default=1, description="K, augmented copies of a sample in each step; the predecessor: 8, De et al.: 16."
-    )
     average: float | None = Field(
         default=0.9999, gt=0, lt=1, description="Decay of the moving average of weights; both: 0.9999. Null: none."
     )
-    micro_batch: PositiveInt = Field(
-        default=128,
-        description="Samples whose gradients are held in memory at once; changes rounding only. Well above batch_size "
-        "where memory allows: each part has a fixed cost.",
-    )
-
-    @model_validator(mode="after")
-    def _has_one_source_of_noise(self) -> Settings:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("set either epsilon (the noise is chosen to meet it) or noise_multiplier, not both")
-        return self
 
 
 def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline: Outline) -> tuple[str, str] | None:
     """Return the field and the reason why these settings cannot work, or None."""
-    population = outline.population
     if getattr(model, "norm", None) == "batch":
         return "model", (
             "has batch norm, in which the samples of a batch see each other, so that no gradient can be clipped by "
@@ -90,29 +63,12 @@ def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline:
             f"is {settings.views}, but without augmentation all views of a sample are equal; set views: 1 or, for this "
             "entry, training: {augmentation: {shift: 1}}."
         )
-    if population is not None and settings.batch_size > population:
-        return "batch_size", f"is {settings.batch_size}, but a shadow model has only {population:g} samples on average."
-    if population is not None and settings.delta >= 1 / population:
-        return "delta", f"is {settings.delta:g}; a guarantee that means something needs less than 1 / {population:g}."
-    return None
+    return budget.objection(settings, outline.population)
 
 
 def guarantee(settings: Settings, population: float) -> Guarantee:
-    """Return the guarantee, with the noise that it needs if ``epsilon`` is given.
-
-    Args:
-        settings: of the method.
-        population: public number of samples of which a step draws ``batch_size`` on average.
-    """
-    from coalmine.accounting import account, calibrate
-    from coalmine.mechanism import Mechanism
-
-    rate = settings.batch_size / population
-    if settings.epsilon is not None:
-        return calibrate(settings.epsilon, settings.delta, rate, settings.steps, settings.accountant)
-    assert settings.noise_multiplier is not None
-    mechanism = Mechanism(settings.noise_multiplier, rate, settings.steps)
-    return account(mechanism, settings.delta, settings.accountant)
+    """Return the guarantee, see :func:`coalmine.budget.guarantee`."""
+    return budget.guarantee(settings, population)
 
 
 def train(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Trained]:

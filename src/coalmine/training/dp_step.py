@@ -13,8 +13,7 @@ gradients are ``torch.func``'s; clipping, noise and scaling are opacus' ``DPOpti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -113,7 +112,11 @@ def per_example_gradients(network: nn.Module, loss: Loss) -> Callable[..., dict[
     trained = _trained(network)
 
     def loss_of(parameters: dict[str, torch.Tensor], *example: torch.Tensor) -> torch.Tensor:
-        return loss(partial(functional_call, network, parameters), *example)
+        def called(*inputs: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = functional_call(network, parameters, inputs)
+            return output
+
+        return loss(called, *example)
 
     def gradients(*examples: torch.Tensor) -> dict[str, torch.Tensor]:
         parameters = {name: one.detach() for name, one in trained.items()}
@@ -122,32 +125,6 @@ def per_example_gradients(network: nn.Module, loss: Loss) -> Callable[..., dict[
         return found
 
     return gradients
-
-
-class MovingAverage:
-    """Exponential moving average of parameters: what is evaluated and published instead of the last iterate.
-
-    After update ``t`` (from 0) it moves to the parameters by ``1 - d`` of the way, with
-    ``d = min(decay, (1 + t) / (10 + t))`` (De et al. 2022, section 3.3). It is a function of the noisy iterates only,
-    so it costs no privacy.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start at the parameters that ``network`` has now."""
-        self._parameters = dict(network.named_parameters())
-        self._averages = {name: one.detach().clone() for name, one in self._parameters.items()}
-        self._decay, self._updates = decay, 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take one update of the parameters into account."""
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
-        self._updates += 1
-
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the averages by the names of their parameters."""
-        yield from self._averages.items()
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,9 +18,10 @@ from coalmine.models.build import build
 from coalmine.models.layers import Classifier
 from coalmine.models.settings import ModelSettings
 from coalmine.training.augment import draw_and_augment, normalise
+from coalmine.training.average import MovingAverage
 from coalmine.training.clock import Clock
 from coalmine.training.device import arithmetic, parameter_dtype
-from coalmine.training.dp_step import DPStep, MovingAverage
+from coalmine.training.dp_step import DPStep
 from coalmine.training.loop import ModelGenerators, Trained
 from coalmine.training.recipe import Augmentation, Normalisation, Precision
 from coalmine.training.sets import DeviceImages, Samples, TrainingSet, check_set
