@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 # Every published table and figure.
-TARGETS := $(foreach name,table1 table2 table3 table4 table5 table6 table7 figure1 figure3 figure4 figure5 figure6 figure7 figure8 figure9,results/$(name).csv)
+TARGETS := $(foreach name,table1 table2 table3 table4 table5 table6 table7 figure1 figure3 figure4 figure5 figure6 figure7 figure8 figure9 dpdiff_table1 dpdiff_figure2 dpdiff_figure3 dpdiff_figure4 dpdiff_samples,results/$(name).csv)
 
 .PHONY: table1 all test lint lock clean-venv help
 

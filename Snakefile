@@ -27,6 +27,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/methods.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/visual.smk"
+include: "workflow/rules/quality.smk"
 include: "workflow/rules/report.smk"
 
 

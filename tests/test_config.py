@@ -291,6 +291,14 @@ def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
             "from coalmine.settings import Settings\ndef train(): pass\ndef guarantee(): pass",
             "claims differential privacy by its `guarantee`, so its Settings need `clip`",
         ),
+        (
+            "from coalmine.settings import Settings\ndef train(): pass\ndef fit(): pass",
+            "defines `fit`, whose generative models only `synthesize` can use: it must define that, too, and its",
+        ),
+        (
+            "from coalmine.settings import Settings\ndef synthesize(): pass\ndef fit(): pass",
+            "it must define that, too, and its Settings need a block `fit`.",
+        ),
     ],
 )
 def test_a_broken_method_file_is_told_like_any_mistake(
@@ -323,7 +331,7 @@ class Settings(coalmine.settings.Settings):
     initialisation: str = "private"
 def uses_public(settings): return settings.initialisation == "public"
 def objection(settings, model, recipe, outline):
-    return "initialisation", f"{outline._replace(models=sorted(outline.models))}"
+    return "initialisation", f"{outline._replace(models=sorted(outline.models), settings=sorted(outline.settings))}"
 def synthesize(shadows, settings, setup): ...
 """
 """A method that starts from images; its objection tells the outline that it was given."""
@@ -349,11 +357,12 @@ def test_a_method_judges_its_settings_by_the_outline_of_the_run(own_method: Call
     told = only_problem("methods: {mine: {module: own}}")
     # 1,400 samples, 400 of them audited and so in half of the models.
     models = sorted([*BASE["methods"], "mine"])
-    outline = Outline(population=1200.0, classes=10, channels=1, experts={}, image_size=(8, 8), models=models)
+    named = {"models": models, "settings": models, "pretrained": {}}
+    outline = Outline(population=1200.0, classes=10, channels=1, experts={}, image_size=(8, 8), **named)
     assert told == f"methods.mine.initialisation: {outline}"
     folder = "{private: {module: image_folder, path: .}, normalisation: {mean: [0, 0, 0], std: [1, 1, 1]}}"
     told = only_problem(f"{{methods: {{mine: {{module: own}}}}, data: {folder}}}")
-    assert told == f"methods.mine.initialisation: {Outline(None, None, 3, {}, None, models)}"
+    assert told == f"methods.mine.initialisation: {Outline(None, None, 3, {}, None, **named)}"
 
 
 def test_settings_decide_whether_a_method_uses_public_data(own_method: Callable[[str], Any]) -> None:
@@ -1014,6 +1023,153 @@ def test_tables_and_figures_are_told_what_their_methods_do(own_method: Callable[
     assert separate.report("tables", "table5").experts == {"mine": "quick", "mine-average": "quick-average"}
 
 
+# --- methods with generative models ------------------------------------------------------------------------------
+
+DRAWN = """
+pretrained:
+  fonts: {network: &unet {width: 8, multipliers: [1, 2], blocks: 1}, objective: {name: edm}, steps: 9}
+methods:
+  scratch: {module: diffusion, fit: {network: *unet, objective: {name: ddpm}, steps: 9}, images: 60}
+  tuned: {module: diffusion, fit: {pretrained: fonts, steps: 9}, strength: 0.2, shadows: 16}
+  others: {module: diffusion, generator: tuned, images: 60, shadows: 16}
+  private: {module: dpdiffusion, fit: {pretrained: fonts, epsilon: 8, steps: 9, batch_size: 64}, images: 9, shadows: 12}
+  second: {module: reuse, set: others, shadows: 14}
+visual: {features: {model: {name: small-cnn}}}
+"""
+"""A configuration with every kind of diffusion method."""
+
+
+def test_generative_models_belong_to_the_method_that_fits_them() -> None:
+    drawn = run(DRAWN)
+    names = ("scratch", "tuned", "others", "private", "random")
+    assert [drawn.generator_of(name) for name in names] == ["scratch", "tuned", "tuned", "private", None]
+    assert [drawn.fits(name) for name in names] == [True, True, False, True, False]
+    assert [drawn.pretrained_of(name) for name in names] == [None, "fonts", None, "fonts", None]
+    assert drawn.pretrained == ["fonts"]
+    assert run().pretrained == []
+    twins = run(DRAWN, SEPARATE)
+    assert twins.generator_of("others-average") == "tuned-average"
+    assert twins.pretrained_of("private-average") == "fonts"
+
+
+def test_what_is_drawn_and_how_classifiers_learn_is_no_concern_of_fitting() -> None:
+    stages = ("fit", "account", "synthesize", "train")
+
+    def told(*overlays: str) -> dict[str, str]:
+        drawn = run(DRAWN, *overlays)
+        return {stage: drawn.spec(stage, method="private") for stage in stages}
+
+    def changed(overlay: str) -> list[str]:
+        before, after = told(), told(overlay)
+        return [stage for stage in stages if before[stage] != after[stage]]
+
+    assert changed("methods: {private: {guidance: 1.0}}") == ["synthesize"]
+    assert changed("methods: {private: {images: 90}}") == ["synthesize"]
+    assert changed("methods: {private: {shadows: 14}}") == []
+    assert changed("methods: {private: {fit: {clip: 2.0}}}") == ["fit", "account", "synthesize"]
+    assert changed("pretrained: {fonts: {steps: 10}}") == ["fit"]
+    assert changed("training: {epochs: 3}") == ["train"]
+    assert changed("model: {width: 8}") == ["train"]
+    assert changed("data: {normalisation: {mean: [0.4]}}") == ["train"]
+    before, after = run(DRAWN), run(DRAWN, "pretrained: {fonts: {steps: 10}}")
+    assert before.spec("pretrain_denoiser", name="fonts") != after.spec("pretrain_denoiser", name="fonts")
+
+
+def test_methods_may_have_fewer_shadow_models_than_the_run() -> None:
+    drawn = run(DRAWN, "controls: {chance: {of: private}}")
+    counts = {
+        name: drawn.shadows_of(name) for name in ("undefended", "tuned", "private", "chance", "second", "shuffled")
+    }
+    assert counts == {"undefended": 32, "tuned": 16, "private": 12, "chance": 12, "second": 14, "shuffled": 32}
+    assert json.loads(drawn.spec("score", method="chance"))["shadows"] == 12
+    assert check(json.loads(drawn.spec("configuration"))).shadows_of("tuned") == 16
+
+
+@pytest.mark.parametrize(
+    ("overlay", "told"),
+    [
+        (
+            "{methods: {tuned: {fit: {pretrained: fonds}}}}",
+            "methods.tuned.fit.pretrained: names no pretrained fonds; did you mean fonts?",
+        ),
+        (
+            "{methods: {others: {generator: tunde}}}",
+            "methods.others.generator: names no method tunde; did you mean tuned?",
+        ),
+        (
+            "{methods: {others: {generator: random}}}",
+            "methods.others.generator: names random, which is no diffusion with a block `fit`; name an entry that "
+            "does: scratch, tuned.",
+        ),
+        (
+            "{methods: {others: {shadows: 18}, second: null}}",
+            "methods.others.shadows: is 18, but tuned, on which it builds, has only 16; lower it to that.",
+        ),
+        (
+            "{methods: {second: {shadows: 18}}}",
+            "methods.second.shadows: is 18, but others, on which it builds, has only 16; lower it to that.",
+        ),
+        (
+            "{methods: {scratch: {shadows: 34}}}",
+            "methods.scratch.shadows: is 34, but the run has only 32 shadow models",
+        ),
+        (
+            "{methods: {scratch: {shadows: 8}}}",
+            "methods.scratch.shadows: is 8: some audited sample is in, or out of, only 0 of these models, but an "
+            "attack needs 3 on each side; set 12 or more.",
+        ),
+        (
+            "{methods: {scratch: {solver: heun}}}",
+            "methods.scratch.solver: is heun, whose steps are unstable along DDPM's noise levels; take euler",
+        ),
+        (
+            "{methods: {scratch: {fit: {network: {multipliers: [1, 1, 1, 1, 1]}}}}}",
+            "methods.scratch.fit.network.multipliers: halves images 4 times, which 8x8 do not allow.",
+        ),
+        (
+            "{methods: {private: {fit: {batch_size: 5000}}}}",
+            "methods.private.fit.batch_size: is 5000, but a shadow model has only 1200 samples on average.",
+        ),
+        ("{methods: {private: {fit: {delta: 0.1}}}}", "methods.private.fit.delta: is 0.1; a guarantee that means"),
+        ("{methods: {scratch: {generator: tuned}}}", "methods.scratch: set either fit, or generator"),
+        ("{methods: {scratch: {images: null}}}", "methods.scratch: images is required where they are drawn from noise"),
+        (
+            "{methods: {tuned: {fit: {network: {width: 8}}}}}",
+            "methods.tuned.fit: the pre-trained network brings its own",
+        ),
+        (
+            "{pretrained: {features: {network: {}, objective: {name: edm}, steps: 1}}}",
+            "pretrained: has an entry features, the name of the network of visual.features; name it otherwise.",
+        ),
+        (
+            "{quality: {}, visual: null, figures: {dpdiff_figure2: {methods: [private]}}}",
+            "quality.inception: needs a network: set visual.features, or inception: {} for Inception-v3 (FID).",
+        ),
+        (
+            "{quality: {inception: {path: nowhere.pth}}}",
+            "quality.inception.path: is 'nowhere.pth', which is no file",
+        ),
+        (
+            "{utility: {sizes: [10], recipes: [{epochz: 3}]}}",
+            "utility.recipes.0.epochz: is not a known key; did you mean epochs?",
+        ),
+        ("{utility: {sizes: []}}", "utility.sizes: "),
+    ],
+)
+def test_what_diffusion_cannot_do_is_told_before_any_job(overlay: str, told: str) -> None:
+    assert only_problem(DRAWN, overlay).startswith(told)
+
+
+def test_generators_of_another_kind_are_no_ones_to_draw_from() -> None:
+    told = [": ".join(problem) for problem in problems(DRAWN, "{methods: {others: {generator: private}}}")]
+    assert any("names private, which is no diffusion with a block `fit`" in one for one in told)
+
+
+def test_public_data_are_needed_for_what_they_train() -> None:
+    told = [path for path, _ in problems(DRAWN, "{data: {public: null}, visual: null}")]
+    assert told == ["methods.tuned", "methods.private"]
+
+
 # --- specs -------------------------------------------------------------------------------------------------------
 
 
@@ -1055,7 +1211,7 @@ def one_of(*names: str) -> Callable[[str], bool]:
         ("audit: {views: {shift: 1}}", of("logits")),
         ("audit: {canaries: 100}", of("design")),
         ("audit: {average: {samples: 100}}", of("design")),
-        ("shadows: 16", of("design")),
+        ("shadows: 16", of("design", "score")),
         ("seed: 1", of("prepare", "design", "synthesize", "train", "score")),
         ("data: {private: {test_size: 100}}", one_of("prepare private")),
         ("data: {private_size: 1000}", one_of("prepare private")),

@@ -21,6 +21,7 @@ from pydantic.json_schema import models_json_schema
 
 from coalmine import plugins, provenance
 from coalmine.crosscheck import AVERAGE_SUFFIX, blocks, cross_check, methods_of
+from coalmine.diffusion.settings import Pretraining
 from coalmine.distillation.settings import Experts
 from coalmine.errors import CoalmineError
 from coalmine.plugins import available, load
@@ -63,7 +64,7 @@ def _without_null_entries(raw: dict[str, Any]) -> dict[str, Any]:
     The latter lets an overlay name another architecture, whose settings are others.
     """
     cleaned = dict(raw)
-    for section in ("methods", "experts", "controls", "tables", "figures", "model"):
+    for section in ("methods", "experts", "pretrained", "controls", "tables", "figures", "model"):
         cleaned |= {section: _without_nulls(raw[section])} if section in raw else {}
     for section in ("methods", "experts"):
         if isinstance(cleaned.get(section), dict):
@@ -128,7 +129,20 @@ class _Checker:
         )
         methods = [self._read_method(name, entry, raw, sound) for name, entry in blocks(raw, "methods")]
         features = self._read_features(raw, sound)
-        return Modules({method.name: method for method in methods if method}, sources, tables, figures, features)
+        recipes = self._read_recipes(raw, sound)
+        named = {method.name: method for method in methods if method}
+        return Modules(named, sources, tables, figures, features, recipes)
+
+    def _read_recipes(self, raw: dict[str, Any], sound: Mapping[str, Any]) -> tuple[Recipe, ...]:
+        """Read the recipes that are ranked, if there are any."""
+        utility = sound.get("utility")
+        if utility is None or not isinstance(raw.get("training"), dict):
+            return ()
+        read = [
+            self._read_override(raw["training"], override, f"utility.recipes.{number}")
+            for number, override in enumerate(utility.recipes)
+        ]
+        return tuple(recipe for recipe in read if recipe)
 
     def _read_features(self, raw: dict[str, Any], sound: Mapping[str, Any]) -> Recipe | None:
         """Read the recipe of the network that compares images, if there is one."""
@@ -153,7 +167,7 @@ class _Checker:
             recipe = self._read_override(raw["training"], shared.training, f"{path}.training")
         if settings is None or shared is None or model is None or recipe is None:
             return None
-        return Method(name, shared.label or name, own["module"], settings, model, recipe)
+        return Method(name, shared.label or name, own["module"], settings, model, recipe, shared.shadows)
 
     def _read_override(self, base: dict[str, Any], override: dict[str, Any], path: str) -> Recipe | None:
         """Read a recipe that replaces values of the run's; what is wrong with the latter is not told again."""
@@ -208,6 +222,7 @@ class Run:
         self.methods = modules.methods
         self.sources = modules.sources
         self._features = modules.features
+        self._recipes = modules.recipes
         self._reports = {"tables": modules.tables, "figures": modules.figures}
 
     @property
@@ -219,6 +234,12 @@ class Run:
     def shadows(self) -> range:
         """The shadow models."""
         return range(self.config.shadows)
+
+    def shadows_of(self, name: str) -> int:
+        """Return how many shadow models are made for a method, a control or experts: the first so many of the run's."""
+        if name in self.experts:
+            return self.config.shadows
+        return self.method(self.models_of(name)).shadows or self.config.shadows
 
     @cached_property
     def audited(self) -> list[str]:
@@ -271,6 +292,23 @@ class Run:
         """Return what a method names, or its twin if the method is one itself."""
         return named + AVERAGE_SUFFIX if named and self.is_average_case(by) else named
 
+    def generator_of(self, name: str) -> str | None:
+        """Return the method whose generative models a method draws its sets from, itself perhaps; None for others."""
+        return self._twin_aware(plugins.generator_of(self.method(name)), name)
+
+    def fits(self, name: str) -> bool:
+        """Tell whether a method fits generative models of its own."""
+        return self.generator_of(name) == name
+
+    def pretrained_of(self, name: str) -> str | None:
+        """Return the entry of ``pretrained`` that the fitting of a method starts from, if any."""
+        return plugins.pretrained_of(self.method(name)) if self.fits(name) else None
+
+    @cached_property
+    def pretrained(self) -> list[str]:
+        """All networks of the section ``pretrained`` that some method starts from."""
+        return [*dict.fromkeys(name for method in self.audited if (name := self.pretrained_of(method)))]
+
     def claims_privacy(self, name: str) -> bool:
         """Tell whether a method has a guarantee of differential privacy, vacuous or not."""
         return plugins.claims_privacy(self.method(name))
@@ -299,7 +337,8 @@ class Run:
         fields, changes = type(settings).model_fields, {}
         entries: dict[str, Any] = {**self.methods, **self.config.controls}
         if "labels" in fields:
-            labels = {method: entries[method].label for method in methods_of(settings) if entries[method].label}
+            shown = getattr(settings, "needed", methods_of(settings))
+            labels = {name: entries[name].label for name in shown if name in entries and entries[name].label}
             changes["labels"] = labels | settings.labels  # type: ignore[attr-defined]
         if "average" in fields:
             twins = {method: method + AVERAGE_SUFFIX for method in methods_of(settings)}
@@ -324,6 +363,7 @@ class Run:
             "sets": {name: one for name, one in origins.items() if self.set_of(name)},
             "experts": {name: experts for name, one in origins.items() if (experts := self.experts_of(one))},
             "teachers": {name: teacher for name in methods if (teacher := self.teacher_of(name))},
+            "generators": {name: one for name, own in origins.items() if (one := self.generator_of(own))},
             "initialisation": {name: start for name, start in starts.items() if start},
         }
 
@@ -338,7 +378,7 @@ class Run:
 
     def method_code(self, stage: str, method: str) -> str:
         """Return the code hash of a stage on a method, with the method's file where the stage runs it."""
-        runs_method = stage in ("account", "synthesize", "distil") or self.kind(method) == "train"
+        runs_method = stage in ("account", "fit", "synthesize", "distil") or self.kind(method) == "train"
         return self.code(stage, f"coalmine.methods.{self.method(method).module}" if runs_method else None)
 
     def source_module(self, role: str) -> str:
@@ -349,6 +389,26 @@ class Run:
         """Files that must be downloaded for the private or public data."""
         module, settings = self.sources[role]
         return list(load("data", module).files(settings))
+
+    @property
+    def quality_network(self) -> str | None:
+        """The network in whose features the quality of images is measured: ``inception``, ``features`` or None."""
+        quality = self.config.quality
+        if quality is None:
+            return None
+        return "inception" if quality.inception else "features"
+
+    def inception_downloads(self) -> list[Any]:
+        """Return the file of Inception's weights if it must be downloaded."""
+        if not (self.config.quality and self.config.quality.inception and self.config.quality.inception.path is None):
+            return []
+        from coalmine.diffusion.inception import REMOTE
+
+        return [REMOTE]
+
+    def all_downloads(self) -> list[Any]:
+        """Return every file that must be downloaded."""
+        return [*(remote for role in self.sources for remote in self.downloads(role)), *self.inception_downloads()]
 
     def download_spec(self, remote: Any) -> str:
         """Return the sorted JSON of one file to download."""
@@ -380,9 +440,20 @@ class Run:
         }
 
     def _account_spec(self, method: str) -> dict[str, Any]:
-        return {"method": method} | self._module_spec(method)
+        return {"method": method} | (self._fitted_spec(method) if self.fits(method) else self._module_spec(method))
+
+    def _fit_spec(self, method: str) -> dict[str, Any]:
+        name = self.pretrained_of(method)
+        start = {"name": name, "settings": _plain(self.config.pretrained[name])} if name else None
+        seed = {"seed": self.config.seed, "method": method}
+        return seed | self._fitted_spec(method) | {"pretrained": start}
 
     def _synthesize_spec(self, method: str) -> dict[str, Any]:
+        generator = self.generator_of(method)
+        if generator:
+            # Images are drawn from what was fitted; how a classifier is trained on them is no concern of theirs.
+            seed = {"seed": self.config.seed, "method": method, "generator": generator}
+            return seed | self._module_spec(method)
         return self._setup_spec(method) | self._module_spec(method)
 
     def _experts_spec(self, name: str) -> dict[str, Any]:
@@ -413,6 +484,11 @@ class Run:
     def _module_spec(self, method: str) -> dict[str, Any]:
         entry = self.method(method)
         return {"module": entry.module, "settings": _plain(entry.settings)}
+
+    def _fitted_spec(self, method: str) -> dict[str, Any]:
+        """Return a method's file and what its generative models are fitted by: not what is drawn from them."""
+        spec = self._module_spec(method)
+        return spec | {"settings": {"fit": spec["settings"]["fit"]}}
 
     def _setup_spec(self, method: str) -> dict[str, Any]:
         entry = self.method(method)
@@ -448,9 +524,53 @@ class Run:
             "source": getattr(load("methods", made_by.module), "SOURCE", "copied"),
             "teacher": None if control else self.teacher_of(method),
             "membership": control.membership if control else "true",
+            "shadows": self.shadows_of(method),
             "bootstrap": audit.bootstrap,
             "confidence": audit.confidence,
             "delta": audit.delta,
+        }
+
+    def _pretrain_denoiser_spec(self, name: str) -> dict[str, Any]:
+        return {"seed": self.config.seed, "name": name, "settings": _plain(self.config.pretrained[name])}
+
+    def _quality_spec(self, method: str) -> dict[str, Any]:
+        quality = self.config.quality
+        assert quality, "only where the quality of images is measured"
+        return {
+            "seed": self.config.seed,
+            "method": method,
+            "shadows": min(quality.shadows, self.shadows_of(method)),
+            "images": quality.images,
+            "neighbours": quality.neighbours,
+            "inception": quality.inception is not None,
+            "normalisation": _plain(self.config.data.normalisation),
+        }
+
+    def _sizes_spec(self, method: str) -> dict[str, Any]:
+        utility = self.config.utility
+        assert utility, "only where sets are put to use"
+        return self._utility_spec(method) | {
+            "training": _plain(self.method(method).recipe),
+            "sizes": list(utility.sizes),
+        }
+
+    def _recipes_spec(self, method: str) -> dict[str, Any]:
+        utility = self.config.utility
+        assert utility, "only where sets are put to use"
+        ranked = zip(utility.recipes, self._recipes, strict=True)
+        return self._utility_spec(method) | {
+            "validation": utility.validation,
+            "recipes": [{"overrides": override, "training": _plain(recipe)} for override, recipe in ranked],
+        }
+
+    def _utility_spec(self, method: str) -> dict[str, Any]:
+        assert self.config.utility
+        return {
+            "seed": self.config.seed,
+            "method": method,
+            "model": _plain(self.method(method).model),
+            "normalisation": _plain(self.config.data.normalisation),
+            "shadows": min(self.config.utility.shadows, self.shadows_of(method)),
         }
 
     def _pretrain_spec(self) -> dict[str, Any]:
@@ -499,6 +619,7 @@ class Run:
                 "label": entry.label,
                 "model": _plain(entry.model),
                 "training": _plain(entry.recipe),
+                **({"shadows": entry.shadows} if entry.shadows else {}),
                 **_plain(entry.settings),
             }
             for name, entry in self.methods.items()
@@ -523,7 +644,7 @@ def schema() -> dict[str, Any]:
     """
     known = {section: available(section) for section in plugins.PACKAGES}
     modules = {(section, name): load(section, name).Settings for section, names in known.items() for name in names}
-    typed = (Config, Shared, Data, Experts, Control, Features, Recipe, *modules.values())
+    typed = (Config, Shared, Data, Experts, Pretraining, Control, Features, Recipe, *modules.values())
     references, document = models_json_schema([(block, "validation") for block in typed])
     document = _relaxed(document)
 
@@ -556,6 +677,7 @@ def schema() -> dict[str, Any]:
     data["private"] |= named_module("data", {}) | {"type": "object"}
     entries = {
         "experts": block(properties(Experts)),
+        "pretrained": block(properties(Pretraining)),
         "methods": named_module("methods", properties(Shared)),
         "controls": block(properties(Control)),
     }

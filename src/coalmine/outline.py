@@ -20,6 +20,9 @@ class Outline(NamedTuple):
         image_size: (height, width) of an image in pixels.
         models: the architecture of every sound method entry by name, each one of ``coalmine.models.settings``: that of
             a teacher, for methods that distil one.
+        settings: the settings of every sound method entry by name, for methods that draw from another's generators.
+        pretrained: the sound entries of the configuration's section ``pretrained`` by name, each a
+            ``coalmine.diffusion.settings.Pretraining``.
     """
 
     population: float | None
@@ -28,3 +31,5 @@ class Outline(NamedTuple):
     experts: Mapping[str, Any]
     image_size: tuple[int, int] | None = None
     models: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = MappingProxyType({})
+    pretrained: Mapping[str, Any] = MappingProxyType({})

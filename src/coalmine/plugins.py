@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from coalmine.errors import CoalmineError
 from coalmine.sections import Method
@@ -75,9 +76,22 @@ def _objection_to_method(module: ModuleType, file: str) -> str | None:
     for needs_data in ("guarantee", "uses_public"):
         if hasattr(module, needs_data) and kinds[0] in ("distil", "reuse"):
             return f"{file} defines `{needs_data}`, but is given neither private nor public data; leave it out."
-    if hasattr(module, "guarantee") and "clip" not in fields:
+    if hasattr(module, "fit") and (kinds != ["synthesize"] or "fit" not in fields):
+        return (
+            f"{file} defines `fit`, whose generative models only `synthesize` can use: it must define that, too, and "
+            "its Settings need a block `fit`."
+        )
+    private = _fit_fields(module) if hasattr(module, "fit") else fields
+    if hasattr(module, "guarantee") and "clip" not in private:
         return f"{file} claims differential privacy by its `guarantee`, so its Settings need `clip`."
     return None
+
+
+def _fit_fields(module: ModuleType) -> Mapping[str, Any]:
+    """Return the fields of the block ``fit`` of a method's settings."""
+    annotation = module.Settings.model_fields["fit"].annotation
+    blocks = [one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields")]
+    return blocks[0].model_fields if blocks else {}
 
 
 def _kinds(module: ModuleType) -> list[Kind]:
@@ -129,6 +143,20 @@ def teacher_of(method: Method) -> str | None:
     """Return the method whose models a data-free method distils; None for any other kind of method."""
     # A field of that name is something else in other methods' settings, such as RDED's.
     name: str | None = getattr(method.settings, "teacher", None) if kind(method) == "distil" else None
+    return name
+
+
+def generator_of(method: Method) -> str | None:
+    """Return the method whose generative models sets are drawn from: its own name, another's, or None."""
+    if not hasattr(load("methods", method.module), "fit"):
+        return None
+    other: str | None = getattr(method.settings, "generator", None)
+    return other or method.name
+
+
+def pretrained_of(method: Method) -> str | None:
+    """Return the entry of ``pretrained`` that the fitting of a method's generative models starts from, if any."""
+    name: str | None = getattr(getattr(method.settings, "fit", None), "pretrained", None)
     return name
 
 

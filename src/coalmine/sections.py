@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from coalmine.diffusion.settings import Pretraining
 from coalmine.distillation.settings import Experts
 from coalmine.models.settings import ModelSettings
 from coalmine.settings import Settings
@@ -99,6 +100,42 @@ class Visual(Settings):
     )
 
 
+class Inception(Settings):
+    """The network behind the Fréchet inception distance (FID)."""
+
+    path: str | None = Field(
+        default=None, min_length=1, description="Its weights at hand (safe to read, no code); null: they are fetched."
+    )
+
+
+class Quality(Settings):
+    """How good synthetic images are as images, whatever a classifier makes of them."""
+
+    shadows: int = Field(default=4, ge=1, description="Shadow models whose sets are looked at: the first so many.")
+    images: int = Field(default=1000, ge=2, description="Images of a set that are looked at: the first so many.")
+    neighbours: int = Field(default=3, ge=1, description="k of precision and recall; Kynkäänniemi et al.: 3.")
+    inception: Inception | None = Field(
+        default=None,
+        description="Measure in the features of Inception-v3, which gives the FID; null: in those of the network that "
+        "public data have trained (visual.features).",
+    )
+
+
+class Utility(Settings):
+    """What synthetic sets are good for: classifiers of the run's recipe, trained on parts of them."""
+
+    shadows: int = Field(default=4, ge=1, description="Shadow models whose sets are used: the first so many.")
+    sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = Field(
+        description="Train on the first so many images of a set, for each of these."
+    )
+    recipes: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = Field(
+        default=(), description="Settings to be ranked, each replacing single values of the run's recipe."
+    )
+    validation: float = Field(
+        default=0.2, gt=0, lt=1, description="Share of a set kept as synthetic validation data when recipes are ranked."
+    )
+
+
 class Execution(Settings):
     """How jobs run. Nothing here changes a number beyond rounding, so nothing here reruns a job."""
 
@@ -126,11 +163,18 @@ class Config(Settings):
         default_factory=dict,
         description="Training trajectories by name, which methods match; made where a method's `experts` names them.",
     )
+    pretrained: dict[Name, Pretraining] = Field(
+        default_factory=dict,
+        description="Denoisers by name that public data train, shared by all shadow models; made where a method's "
+        "`fit.pretrained` names them.",
+    )
     methods: dict[Name, dict[str, Any]] = Field(
         min_length=1, description="Methods by name; `module` names a file in coalmine/methods."
     )
     controls: dict[Name, Control] = Field(default_factory=dict, description="Null controls by name.")
     visual: Visual | None = Field(default=None, description="The comparison of synthetic with private images, or null.")
+    quality: Quality | None = Field(default=None, description="The quality of synthetic images, or null.")
+    utility: Utility | None = Field(default=None, description="What synthetic sets are good for, or null.")
     tables: dict[str, dict[str, Any]] = Field(description="Tables by name, a file in coalmine/reporting each.")
     figures: dict[str, dict[str, Any]] = Field(description="Figures by name, a file in coalmine/reporting each.")
     execution: Execution = Execution()
@@ -141,6 +185,13 @@ class Config(Settings):
         if run in _SHARED_FOLDERS:
             raise ValueError(f"is {run}, but results/{run} is kept for what runs share; name the run otherwise.")
         return run
+
+    @field_validator("pretrained")
+    @classmethod
+    def _leaves_features_alone(cls, pretrained: dict[str, Pretraining]) -> dict[str, Pretraining]:
+        if "features" in pretrained:
+            raise ValueError("has an entry features, the name of the network of visual.features; name it otherwise.")
+        return pretrained
 
     @field_validator("shadows")
     @classmethod
@@ -160,6 +211,11 @@ class Shared(Settings):
     label: str | None = Field(default=None, description="Name in tables and figures.")
     model: ModelSettings | None = Field(default=None, description="Another architecture than the run's, given whole.")
     training: dict[str, Any] = Field(default_factory=dict, description="Replaces single values of the run's recipe.")
+    shadows: int | None = Field(
+        default=None,
+        ge=6,
+        description="Make and audit only the first so many of the run's shadow models, for an expensive method.",
+    )
 
 
 class Method(NamedTuple):
@@ -171,6 +227,7 @@ class Method(NamedTuple):
     settings: Settings
     model: ModelSettings
     recipe: Recipe
+    shadows: int | None = None
 
 
 class Modules(NamedTuple):
@@ -181,3 +238,4 @@ class Modules(NamedTuple):
     tables: dict[str, Settings]
     figures: dict[str, Settings]
     features: Recipe | None
+    recipes: tuple[Recipe, ...] = ()

@@ -138,6 +138,19 @@ class Distilled:
     training_seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A generative model that a method has fitted to the private data of one shadow model.
+
+    Attributes:
+        state: what ``synthesize`` needs of it, on the CPU.
+        seconds: wall time of fitting.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Setup:
     """Everything but private data that a method may use; the same for all shadow models of the run.
@@ -149,12 +162,16 @@ class Setup:
         recipe: its training recipe.
         normalisation: constants of the input normalisation; never computed from private data.
         classes: number of classes.
+        class_names: their names; none where a method has no use for them.
         device: where to compute.
         mode: how several models are trained: one after another or as one stacked ensemble.
         progress: prints a line that a person can follow.
         public: public images, or None for a method that needs none.
         mechanism: what the method's guarantee allows it to do with private data; None for a method without one.
         experts: returns the file of a shadow model's expert trajectories; None for a method that names none.
+        pretrained: the file of the network that public data have trained; None for a method that names none.
+        generator: returns the file of the generative model that was fitted for a shadow model; None for a method that
+            fits none.
         checkpoint: opens the place where a shadow model's long computation saves its state.
     """
 
@@ -170,6 +187,9 @@ class Setup:
     public: ImageSet | None = None
     mechanism: Mechanism | None = None
     experts: Callable[[Shadow], Path] | None = None
+    pretrained: Path | None = None
+    generator: Callable[[Shadow], Path] | None = None
+    class_names: tuple[str, ...] = ()
     checkpoint: Callable[[Numbered], Checkpoint] = field(default=checkpoint.without)
 
     def rng(self, shadow: Numbered, purpose: str) -> np.random.Generator:

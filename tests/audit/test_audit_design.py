@@ -9,6 +9,8 @@ from coalmine.audit.design import (
     Design,
     average_case,
     draw_design,
+    fewest_on_a_side,
+    first_models,
     shuffled_membership,
     training_indices,
     training_labels,
@@ -159,3 +161,19 @@ def test_parts_of_a_design_must_fit_each_other(golden):
         Design(golden.index, golden.true_label[:1], golden.canary_label, golden.mislabelled, golden.membership)
     with pytest.raises(ValueError, match="membership must be bool"):
         Design(golden.index, golden.true_label, golden.canary_label, golden.mislabelled, golden.membership.astype(int))
+
+
+def test_the_first_models_of_a_design_keep_its_canaries_and_their_membership():
+    design = draw_design(np.arange(50) % 5, 5, 8, 20, 10, seed=3)
+    first = first_models(design, 5)
+    np.testing.assert_array_equal(first.membership, design.membership[:, :5])
+    np.testing.assert_array_equal(first.canary_label, design.canary_label)
+    with pytest.raises(ValueError, match="the first 9 of 8 models"):
+        first_models(design, 9)
+
+
+def test_the_fewest_models_on_a_side_are_those_of_the_worst_canary():
+    membership = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=bool)
+    assert fewest_on_a_side(membership) == 1
+    assert fewest_on_a_side(~membership) == 1
+    assert fewest_on_a_side(membership[[0, 2]]) == 2

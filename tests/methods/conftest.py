@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from coalmine.data.sources import digits
 from coalmine.models.settings import MLP
 from coalmine.shadows import PrivateData, Setup
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
+
+sys.path.append(str(Path(__file__).parents[1] / "diffusion"))  # tiny.py
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -50,7 +50,8 @@ class ResultsFolder:
 
     def results(self, settings: ReportSettings) -> Results:
         """Open the folder as the stages do that build tables and figures."""
-        known = {"experts": settings.experts, "sets": settings.sets, "teachers": settings.teachers}
+        facts = ("experts", "generators", "sets", "teachers")
+        known = {name: getattr(settings, name) for name in facts}
         return load_results(self.root, settings.needed, visual=settings.visual, **known)
 
     def metrics(self, method: str, **changes: Any) -> None:
@@ -145,7 +146,8 @@ class ResultsFolder:
         arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
         compared = {**header, "inputs": {**inputs, "synthetic": digests}}
         write_npz(self.root / f"visual/{method}.npz", compared, arrays)
-        self.visual(method, **{metric: 0.1 * number for number, metric in enumerate(metrics, start=1)})
+        shares = {metric: 0.1 * number for number, metric in enumerate(metrics, start=1)}
+        self.visual(method, models=len(sources), **shares)
 
     def taught(
         self, method: str, teacher: str, design: Design, *, copying: float = 0.7, easy: float = 1.0, images: int = 6
@@ -190,14 +192,46 @@ class ResultsFolder:
         inherited = {**group, "inheritance": {"teacher": teacher, **found}}
         self.metrics(method, groups={"mislabelled": inherited}, design=size)
 
-    def visual(self, method: str, *, level: float = 0.05, **shares: float) -> None:
+    def visual(self, method: str, *, level: float = 0.05, models: int = 4, **shares: float) -> None:
         """Write how large a share of a method's images is flagged by each distance."""
         metrics = {
-            name: {"share": {"value": share, "low": share - 0.01, "high": share + 0.02}, "per_model": [share] * 4}
+            name: {"share": {"value": share, "low": share - 0.01, "high": share + 0.02}, "per_model": [share] * models}
             for name, share in shares.items()
         }
         content = {"method": method, "images": 10, "level": level, "held_out": 6.0, "metrics": metrics}
         self.write(f"visual/{method}.json", content)
+
+    def quality(self, method: str, distance: float, /, *, models: int = 4, **changes: Any) -> None:
+        """Write what was measured of a method's images: so large a distance, and known numbers that follow from it."""
+
+        def over(value: float) -> dict[str, Any]:
+            return over_models([value * (1 + 0.02 * (model - (models - 1) / 2)) for model in range(models)])
+
+        content = {
+            "method": method,
+            "space": {"name": "FD, small-cnn on public data", "inception": False},
+            "images": 1000,
+            "reference": 1400,
+            "neighbours": 3,
+            "shadows": list(range(models)),
+            "distance": over(distance),
+            "precision": over(0.9 / (1 + distance / 20)),
+            "recall": over(0.7 / (1 + distance / 10)),
+            "nearest": over(1.02),
+        }
+        self.write(f"quality/{method}.json", {**content, **changes})
+
+    def sizes(self, method: str, accuracies: dict[int, list[float]]) -> None:
+        """Write the accuracies of shadow models by the number of synthetic images."""
+        sizes = [{"size": size, "accuracy": over_models(values)} for size, values in accuracies.items()]
+        models = [*range(len(next(iter(accuracies.values()))))]
+        self.write(f"sizes/{method}.json", {"method": method, "shadows": models, "sizes": sizes})
+
+    def recipes(self, method: str, recipes: list[dict[str, Any]], synthetic: Any, real: Any) -> None:
+        """Write what recipes reach on synthetic and on real images, accuracies (recipe, model)."""
+        content = {"method": method, "shadows": [*range(np.shape(real)[1])], "validation": 200, "recipes": recipes}
+        accuracies = {"synthetic": np.asarray(synthetic).tolist(), "real": np.asarray(real).tolist()}
+        self.write(f"recipes/{method}.json", {**content, **accuracies})
 
     def audit(self, method: str, strengths: dict[str, float], **changes: Any) -> None:
         """Simulate an audit: ``strengths`` maps group to the shift of members' scores; writes scores and metrics.
@@ -243,6 +277,12 @@ class ResultsFolder:
         design = {"models": n_models, "canaries": n_canaries, "clean": n_canaries, "views": 18}
         write_npz(self.root / "scores" / f"{method}.npz", {"stage": "score"}, arrays)
         self.metrics(method, groups=groups, design=design, **changes)
+
+
+def over_models(per_model: list[float]) -> dict[str, Any]:
+    """Mean and standard error over models, as stages write them."""
+    error = float(np.std(per_model, ddof=1) / len(per_model) ** 0.5) if len(per_model) > 1 else None
+    return {"value": float(np.mean(per_model)), "se": error, "per_model": per_model}
 
 
 def known_metrics(method: str) -> dict[str, Any]:

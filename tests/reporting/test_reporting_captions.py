@@ -17,6 +17,7 @@ NAMES = (
     "table6",
     "table7",
     "table99",
+    "dpdiff_table1",
     "figure1",
     "figure3",
     "figure4",
@@ -26,6 +27,10 @@ NAMES = (
     "figure8",
     "figure9",
     "figure99",
+    "dpdiff_figure2",
+    "dpdiff_figure3",
+    "dpdiff_figure4",
+    "dpdiff_samples",
 )
 
 
@@ -38,7 +43,7 @@ def rendered(name: str, **wildcards: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_and_figure_has_a_caption_that_renders(name: str) -> None:
-    kind = name.rstrip("0123456789")
+    kind = "table" if "table" in name else "figure"
     html = rendered(f"{kind}.rst", **{kind: name})
     assert f"{name}.csv" in html
     assert ">demo<" in html

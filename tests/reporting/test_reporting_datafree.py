@@ -150,7 +150,7 @@ def test_figure8_is_figure6_under_its_own_name(taught: tuple[ResultsFolder, Desi
     assert (frame["source"] == -1).all()
     assert "Images made from a teacher alone" in texts(figure)
     assert "Framed" not in texts(figure)
-    with pytest.raises(CoalmineError, match=r"figure8\.shadow is 8, but the run has the shadow models 0 to 7"):
+    with pytest.raises(CoalmineError, match=r"figure8\.shadow is 8, but dfkd has the shadow models 0 to 7"):
         built(figure8, folder, "dfkd", shadow=8)
     with pytest.raises(CoalmineError, match="figure8 lists undefended, of which no synthetic images were compared"):
         built(figure8, folder, "undefended")

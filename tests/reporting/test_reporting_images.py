@@ -203,7 +203,7 @@ def test_figure6_refuses_methods_without_compared_images_and_models_beyond_the_r
         built(figure6, folder, "dm", "undefended", sets={"dm": "dm"})
     with pytest.raises(CoalmineError, match="lists dm, of which no synthetic images were compared"):
         built(figure6, folder, "dm", visual=False)
-    with pytest.raises(CoalmineError, match=r"shadow is 4, but the run has the shadow models 0 to 3\."):
+    with pytest.raises(CoalmineError, match=r"shadow is 4, but dm has the shadow models 0 to 3\."):
         built(figure6, folder, "dm", shadow=MODELS)
     with pytest.raises(ValidationError, match="images"):
         figure6.Settings(methods=["dm"], images=0)
@@ -259,7 +259,7 @@ def naive_confidences(folder: ResultsFolder, design: Design, method: str) -> dic
 def test_figure7_confidences_equal_a_naive_loop(pictures: tuple[ResultsFolder, Design]) -> None:
     folder, design = pictures
     naive = naive_confidences(folder, design, "dm")
-    found = figure7.confidences(RunData(folder.root), "dm", owner="dm")
+    found = figure7.confidences(RunData(folder.root), "dm", owner="dm", models=MODELS)
     assert found.keys() == naive.keys()
     for key, values in found.items():
         assert len(values) >= 3

@@ -133,7 +133,8 @@ def test_what_models_share_does_not_blur_the_accuracy_difference(compared: Resul
 def test_one_model_has_no_error_and_shows_no_difference_of_accuracy(folder: ResultsFolder) -> None:
     for method, mean in (("random", 0.95), ("dp", 0.90)):
         add(folder, method, 3.0, 0.9)
-        folder.metrics(method, accuracy={"mean": mean, "se": None, "per_model": [mean]}, design=DESIGN)
+        design = {**DESIGN, "models": 1}
+        folder.metrics(method, accuracy={"mean": mean, "se": None, "per_model": [mean]}, design=design)
     row = built(folder, "random").iloc[0]
     assert row["accuracy_difference"] == pytest.approx(0.05)
     assert row[["accuracy_difference_se", "accuracy_difference_low", "accuracy_difference_high"]].isna().all()
@@ -231,10 +232,10 @@ def test_methods_with_other_canaries_are_refused(compared: ResultsFolder) -> Non
         built(compared, "more")
 
 
-def test_methods_with_another_number_of_models_are_refused(compared: ResultsFolder) -> None:
+def test_accuracies_of_other_models_than_those_audited_are_refused(compared: ResultsFolder) -> None:
     metrics = {"accuracy": {"mean": 0.92, "se": 0.01, "per_model": [0.91, 0.93]}, "design": DESIGN}
     compared.metrics("random", **metrics)
-    with pytest.raises(CoalmineError, match="'random' has the accuracy of 2 models, 'dp' of 8"):
+    with pytest.raises(CoalmineError, match="'random' hold the accuracy of 2 models, but its audit has 8"):
         built(compared, "random")
 
 

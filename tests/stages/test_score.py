@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coalmine.artefacts import read_json, write_npy, write_npz
+from coalmine.artefacts import read_json, read_npz, write_npy, write_npz
 from coalmine.audit.design import Design, draw_design
 from coalmine.audit.inheritance import inheritance
 from coalmine.errors import CoalmineError
@@ -28,6 +28,7 @@ SPEC: dict[str, Any] = {
     "teacher": "undefended",
     "membership": "true",
     "bootstrap": 20,
+    "shadows": MODELS,
     "confidence": 0.9,
     "delta": 1e-5,
 }
@@ -125,6 +126,22 @@ def test_a_method_without_a_teacher_takes_nothing_over(folder: Folder, monkeypat
     spec = {**SPEC, "method": "undefended", "of": "undefended", "teacher": None}
     metrics = folder.metrics(monkeypatch, spec, [])
     assert {group["inheritance"] for group in metrics["groups"].values()} == {None}
+
+
+def test_a_method_may_have_the_first_models_of_a_design_only(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer = MODELS - 1
+    spec = {**SPEC, "method": "undefended", "of": "undefended", "teacher": None, "shadows": fewer}
+    files = folder.files("undefended")
+    monkeypatch.setattr(folder, "files", lambda method: files[:fewer])
+    metrics = folder.metrics(monkeypatch, spec, [])
+    assert metrics["design"]["models"] == fewer
+    assert metrics["groups"]["mislabelled"]["pairs"] == fewer * int(folder.design.mislabelled.sum())
+    _, arrays = read_npz(folder.root / "scores.npz")
+    whole = folder.design.membership[folder.design.mislabelled]
+    np.testing.assert_array_equal(arrays["mislabelled/membership"], whole[:, :fewer])
+    monkeypatch.setattr(folder, "files", lambda method: files)
+    with pytest.raises(CoalmineError, match=f"--logits lists {MODELS} files for {fewer} shadow models"):
+        folder.metrics(monkeypatch, spec, [])
 
 
 def test_teachers_that_are_missing_or_not_wanted_are_named(folder: Folder) -> None:

@@ -73,6 +73,7 @@ SMALL = {
 MESSAGES = {
     r"Accounting for the privacy of ([\w-]+)": "account",
     r"Training the ([\w-]+) experts": "experts",
+    r"Fitting the ([\w-]+) generative models": "fit",
     r"Synthetic sets of ([\w-]+) ": "synthesize",
     r"Training the ([\w-]+) models": "train",
     r"Distilling the ([\w-]+) students": "distil",
@@ -129,7 +130,7 @@ class Checkout:
             return jobs
         for line in table[1].splitlines():
             name, count = line.split()
-            stage = re.sub(r"_\d{3}$", "", name)
+            stage = re.sub(r"_\d{3}(_of_\d+)?$", "", name)
             if stage not in MESSAGES.values():
                 jobs[stage] += int(count)
         assert jobs.total() == int(table[2]), printed

@@ -17,7 +17,6 @@ except CoalmineError as error:
     raise WorkflowError(str(error)) from None
 
 ROOT = f"results/{RUN.name}"
-SHADOWS = [f"{shadow:03d}" for shadow in RUN.shadows]
 EXECUTION = RUN.config.execution
 # The GPU token keeps jobs from sharing a device. Without a GPU, one-thread jobs run side by side.
 ON_GPU = EXECUTION.device == "cuda" or (
@@ -48,39 +47,90 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src {MEMO
 
 wildcard_constraints:
     method="|".join([*RUN.audited, *RUN.config.controls]),
+    pretrained="|".join(RUN.pretrained) or "none",
     experts="|".join(RUN.experts) or "none",
     table="|".join(RUN.reports("tables")) or "none",
     figure="|".join(RUN.reports("figures")) or "none",
 
 
-def methods_that(*kinds):
-    """Pattern of the methods whose files are of these kinds (see coalmine/plugins.py)."""
-    return (
-        "|".join(method for method in RUN.audited if RUN.kind(method) in kinds)
-        or "none"
+def pattern(methods):
+    """Pattern of these names, of none if there are none."""
+    return "|".join(methods) or "none"
+
+
+def methods_that(*kinds, shadows=None):
+    """Pattern of the methods whose files are of these kinds (see coalmine/plugins.py), with so many shadow models."""
+    return pattern(
+        method
+        for method in RUN.audited
+        if RUN.kind(method) in kinds and shadows in (None, RUN.shadows_of(method))
     )
 
 
-def batches():
-    """Shadow models by job. No file name and no parameter depends on the size of a batch."""
+def methods_with(shadows):
+    """Pattern of the methods with so many shadow models."""
+    return pattern(
+        method for method in RUN.audited if RUN.shadows_of(method) == shadows
+    )
+
+
+def methods_that_fit(shadows):
+    """Pattern of the methods that fit generative models of their own, for so many shadow models."""
+    return pattern(
+        method
+        for method in RUN.audited
+        if RUN.fits(method) and RUN.shadows_of(method) == shadows
+    )
+
+
+def shadow_names(count):
+    """Names of the first so many shadow models, as files have them."""
+    return [f"{shadow:03d}" for shadow in range(count)]
+
+
+def shadows_of(method):
+    """Names of the shadow models that are made for a method, a control or experts."""
+    return shadow_names(RUN.shadows_of(method))
+
+
+class Part:
+    """The shadow models of one job, of methods that have `count` of them in all.
+
+    No file name and no parameter depends on the size of a part, `execution.batch`.
+    """
+
+    def __init__(self, count, shadows):
+        self.count, self.shadows = count, shadows
+        # Rules are named after their first shadow model, and the total where that is not the run's.
+        of = "" if count == len(RUN.shadows) else f"_of_{count}"
+        self.name = f"{shadows[0]}{of}"
+        self.told = f"{shadows[0]} to {shadows[-1]}"
+
+    def outputs(self, stage, suffix, of="method"):
+        """What one job of a stage makes, for every method (or experts)."""
+        return [
+            f"{ROOT}/{stage}/{{{of}}}/{shadow}.{ending}"
+            for shadow in self.shadows
+            for ending in (suffix, "json")
+        ]
+
+
+def parts():
+    """Shadow models by job, for every number of shadow models that some method has."""
+    counts = sorted({len(RUN.shadows), *map(RUN.shadows_of, RUN.audited)}, reverse=True)
     size = EXECUTION.batch
-    return [SHADOWS[start : start + size] for start in range(0, len(SHADOWS), size)]
+    return [
+        Part(count, shadow_names(count)[start : start + size])
+        for count in counts
+        for start in range(0, count, size)
+    ]
 
 
 def per_shadow(stage, method, suffix):
     """One artefact a shadow model, each with its measurements beside it."""
     return [
         f"{ROOT}/{stage}/{method}/{shadow}.{ending}"
-        for shadow in SHADOWS
-        for ending in (suffix, "json")
-    ]
-
-
-def batch_outputs(stage, suffix, batch, of="method"):
-    """What one job of a batched stage makes, for every method (or experts)."""
-    return [
-        f"{ROOT}/{stage}/{{{of}}}/{shadow}.{ending}"
-        for shadow in batch
+        for shadow in shadows_of(method)
         for ending in (suffix, "json")
     ]
 
@@ -115,7 +165,7 @@ def teacher_logits_of(wildcards):
     method = wildcards.method
     teacher = RUN.teacher_of(method) if method in RUN.audited else None
     return (
-        [f"{ROOT}/logits/{teacher}/{shadow}.npz" for shadow in SHADOWS]
+        [f"{ROOT}/logits/{teacher}/{shadow}.npz" for shadow in shadows_of(method)]
         if teacher
         else []
     )
@@ -127,6 +177,19 @@ def experts_of(wildcards):
     return per_shadow("experts", experts, "safetensors") if experts else []
 
 
+def generators_of(wildcards):
+    """Generative models that a method draws its sets from, if it draws from any."""
+    owner = RUN.generator_of(wildcards.method)
+    return per_shadow("generators", owner, "safetensors") if owner else []
+
+
+def pretrained_of(wildcards):
+    """The network that the fitting of a method starts from, if public data have trained one."""
+    name = RUN.pretrained_of(wildcards.method)
+    files = (f"{ROOT}/pretrained/{name}.{ending}" for ending in ("safetensors", "json"))
+    return [*files] if name else []
+
+
 def privacy_of(wildcards):
     """What a method guarantees, if it claims differential privacy."""
     claims = wildcards.method in RUN.audited and RUN.claims_privacy(wildcards.method)
@@ -136,6 +199,11 @@ def privacy_of(wildcards):
 def training_privacy_of(wildcards):
     """The same for a method that trains on the private data itself."""
     return privacy_of(wildcards) if RUN.kind(wildcards.method) == "train" else []
+
+
+def synthesis_privacy_of(wildcards):
+    """The same for a method whose sets are made from private data, not drawn from generative models."""
+    return [] if RUN.generator_of(wildcards.method) else privacy_of(wildcards)
 
 
 def public_of(wildcards):
@@ -151,7 +219,7 @@ def models_of(wildcards):
 def logits_of(wildcards):
     """Logits of a method, or of the method that a control borrows them from."""
     method = RUN.models_of(wildcards.method)
-    return [f"{ROOT}/logits/{method}/{shadow}.npz" for shadow in SHADOWS]
+    return [f"{ROOT}/logits/{method}/{shadow}.npz" for shadow in shadows_of(method)]
 
 
 def source_files(role):
@@ -162,11 +230,21 @@ def source_files(role):
     return [f"results/data/raw/{remote.name}" for remote in RUN.downloads(role)]
 
 
+def inception_weights():
+    """Weights of Inception-v3: downloaded, or the local file that the configuration names."""
+    local = RUN.config.quality.inception.path
+    if local is not None:
+        return [os.path.expanduser(local)]
+    return [f"results/data/raw/{remote.name}" for remote in RUN.inception_downloads()]
+
+
 def cost_stages(method):
     """What had to be made for the audit of a method, as stage and method or experts."""
     owner = RUN.set_of(method)
     experts, teacher = RUN.experts_of(owner or method), RUN.teacher_of(method)
+    generator = RUN.generator_of(owner or method)
     stages = [("models", method), ("logits", method)]
+    stages += [("generators", generator)] if generator else []
     stages += [("synthetic", owner)] if owner else []
     stages += [("experts", experts)] if experts else []
     stages += [("models", teacher)] if teacher else []
@@ -190,13 +268,14 @@ def report_inputs(section, name):
             f"{ROOT}/{stage}/{name}/{shadow}.json"
             for method in audited
             for stage, name in cost_stages(method)
-            for shadow in SHADOWS
+            for shadow in shadows_of(method)
         ]
     if "synthetic" in needs:
+        files += [PRIVATE[2]]
         files += [
             f"{ROOT}/synthetic/{owner}/{shadow}.npz"
             for owner in owners
-            for shadow in SHADOWS
+            for shadow in shadows_of(owner)
         ]
     if "logits" in needs:
         teachers = [
@@ -205,8 +284,13 @@ def report_inputs(section, name):
         files += [
             f"{ROOT}/logits/{name}/{shadow}.npz"
             for name in [*map(RUN.models_of, methods), *teachers]
-            for shadow in SHADOWS
+            for shadow in shadows_of(name)
         ]
+    for measured in ("quality", "sizes", "recipes"):
+        if measured in needs:
+            files += [f"{ROOT}/{measured}/{owner}.json" for owner in owners]
+    others = getattr(RUN.report(section, name), "runs", ())
+    files += [f"results/{run}/{name}.csv" for run in others]
     if "visual" in needs and RUN.compares_images:
         files += [
             f"{ROOT}/visual/{owner}.{ending}"

@@ -4,7 +4,7 @@ In: the sources that the configuration names. Out: `results/data/raw/` (shared b
 `data/{private,test,public}/{images,labels}.npy` with `data/classes.json`.
 """
 
-for remote in [remote for role in RUN.sources for remote in RUN.downloads(role)]:
+for remote in RUN.all_downloads():
 
     rule:
         name:

@@ -1,7 +1,8 @@
 """Methods: experts, synthetic sets, audited models and their logits, in batches of shadow models.
 
 In: private data and audit design. Out: `privacy/<method>.json` of methods that claim differential privacy,
-`experts/<experts>/<shadow>.safetensors`, shared by the methods that match them, `synthetic/<method>/<shadow>.npz`,
+`pretrained/<name>.safetensors`, denoisers of public data only; `experts/<experts>/<shadow>.safetensors`, shared by the
+methods that match them, `generators/<method>/<shadow>.safetensors`, `synthetic/<method>/<shadow>.npz`,
 `models/<method>/<shadow>.safetensors`, `logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow
 models they make. Which stages make the sets and models of a method depends on what its file defines (`methods_that`): a
 data-free method is given the models of its teacher and no private data.
@@ -37,18 +38,56 @@ rule account:
         """
 
 
-for batch in batches():
+if RUN.pretrained:
+
+    rule pretrain_denoiser:
+        """A denoiser that public data have trained, for all shadow models to start from."""
+        input:
+            public=PUBLIC,
+        output:
+            f"{ROOT}/pretrained/{{pretrained}}.safetensors",
+            f"{ROOT}/pretrained/{{pretrained}}.json",
+        log:
+            f"{ROOT}/logs/pretrain/{{pretrained}}.log",
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            runtime=2880,
+            mem_mb=16000,
+        params:
+            spec=lambda wildcards: RUN.spec(
+                "pretrain_denoiser", name=wildcards.pretrained
+            ),
+            code=RUN.code("pretrain_denoiser"),
+        message:
+            "Training the denoiser {wildcards.pretrained} on public data"
+        shell:
+            """
+            python -m coalmine.stages.pretrain_denoiser \
+                --spec {params.spec:q} \
+                --public {input.public:q} \
+                --device {resources.device} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
+            """
+
+
+for part in parts():
 
     rule:
         name:
-            f"experts_{batch[0]}"
+            f"experts_{part.name}"
         input:
             private=PRIVATE,
             design=design_of,
         output:
-            batch_outputs("experts", "safetensors", batch, of="experts"),
+            part.outputs("experts", "safetensors", of="experts"),
         log:
-            f"{ROOT}/logs/experts/{{experts}}-{batch[0]}.log",
+            f"{ROOT}/logs/experts/{{experts}}-{part.name}.log",
+        wildcard_constraints:
+            experts=pattern(RUN.experts if part.count == len(RUN.shadows) else []),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -62,7 +101,7 @@ for batch in batches():
             spec=lambda wildcards: RUN.spec("experts", name=wildcards.experts),
             code=RUN.code("experts"),
         message:
-            f"Training the {{wildcards.experts}} experts of shadow models {batch[0]} to {batch[-1]}"
+            f"Training the {{wildcards.experts}} experts of shadow models {part.told}"
         shell:
             """
             python -m coalmine.stages.experts \
@@ -75,19 +114,60 @@ for batch in batches():
 
     rule:
         name:
-            f"synthesize_{batch[0]}"
+            f"fit_{part.name}"
+        input:
+            private=PRIVATE,
+            design=design_of,
+            privacy=privacy_of,
+            pretrained=pretrained_of,
+        output:
+            part.outputs("generators", "safetensors"),
+        log:
+            f"{ROOT}/logs/fit/{{method}}-{part.name}.log",
+        wildcard_constraints:
+            method=methods_that_fit(part.count),
+        conda:
+            "../../envs/coalmine.yaml"
+        threads: 1
+        resources:
+            gpu=int(ON_GPU),
+            device=EXECUTION.device,
+            mode=EXECUTION.mode,
+            runtime=2880,
+            mem_mb=16000,
+        params:
+            spec=lambda wildcards: RUN.spec("fit", method=wildcards.method),
+            code=lambda wildcards: RUN.method_code("fit", wildcards.method),
+        message:
+            f"Fitting the {{wildcards.method}} generative models {part.told}"
+        shell:
+            """
+            python -m coalmine.stages.fit \
+                --spec {params.spec:q} \
+                --private {input.private:q} \
+                --design {input.design:q} \
+                --privacy {input.privacy:q} \
+                --pretrained {input.pretrained:q} \
+                --device {resources.device} --mode {resources.mode} --threads {threads} \
+                --out {output:q} 2>&1 | tee {log:q}
+            """
+
+    rule:
+        name:
+            f"synthesize_{part.name}"
         input:
             private=PRIVATE,
             design=design_of,
             public=public_of,
-            privacy=privacy_of,
+            privacy=synthesis_privacy_of,
             experts=experts_of,
+            generators=generators_of,
         output:
-            batch_outputs("synthetic", "npz", batch),
+            part.outputs("synthetic", "npz"),
         log:
-            f"{ROOT}/logs/synthesize/{{method}}-{batch[0]}.log",
+            f"{ROOT}/logs/synthesize/{{method}}-{part.name}.log",
         wildcard_constraints:
-            method=methods_that("synthesize"),
+            method=methods_that("synthesize", shadows=part.count),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -101,7 +181,7 @@ for batch in batches():
             spec=lambda wildcards: RUN.spec("synthesize", method=wildcards.method),
             code=lambda wildcards: RUN.method_code("synthesize", wildcards.method),
         message:
-            f"Synthetic sets of {{wildcards.method}} for shadow models {batch[0]} to {batch[-1]}"
+            f"Synthetic sets of {{wildcards.method}} for shadow models {part.told}"
         shell:
             """
             python -m coalmine.stages.synthesize \
@@ -111,24 +191,25 @@ for batch in batches():
                 --public {input.public:q} \
                 --privacy {input.privacy:q} \
                 --experts {input.experts:q} \
+                --generators {input.generators:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
                 --out {output:q} 2>&1 | tee {log:q}
             """
 
     rule:
         name:
-            f"train_{batch[0]}"
+            f"train_{part.name}"
         input:
             private=PRIVATE,
             design=design_of,
             synthetic=synthetic_of,
             privacy=training_privacy_of,
         output:
-            batch_outputs("models", "safetensors", batch),
+            part.outputs("models", "safetensors"),
         log:
-            f"{ROOT}/logs/train/{{method}}-{batch[0]}.log",
+            f"{ROOT}/logs/train/{{method}}-{part.name}.log",
         wildcard_constraints:
-            method=methods_that("train", "synthesize", "reuse"),
+            method=methods_that("train", "synthesize", "reuse", shadows=part.count),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -142,7 +223,7 @@ for batch in batches():
             spec=lambda wildcards: RUN.spec("train", method=wildcards.method),
             code=lambda wildcards: RUN.method_code("train", wildcards.method),
         message:
-            f"Training the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
+            f"Training the {{wildcards.method}} models {part.told}"
         shell:
             """
             python -m coalmine.stages.train \
@@ -157,16 +238,16 @@ for batch in batches():
 
     rule:
         name:
-            f"distil_{batch[0]}"
+            f"distil_{part.name}"
         input:
             teachers=teachers_of,
         output:
-            batch_outputs("synthetic", "npz", batch),
-            batch_outputs("models", "safetensors", batch),
+            part.outputs("synthetic", "npz"),
+            part.outputs("models", "safetensors"),
         log:
-            f"{ROOT}/logs/distil/{{method}}-{batch[0]}.log",
+            f"{ROOT}/logs/distil/{{method}}-{part.name}.log",
         wildcard_constraints:
-            method=methods_that("distil"),
+            method=methods_that("distil", shadows=part.count),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -180,7 +261,7 @@ for batch in batches():
             spec=lambda wildcards: RUN.spec("distil", method=wildcards.method),
             code=lambda wildcards: RUN.method_code("distil", wildcards.method),
         message:
-            f"Distilling the {{wildcards.method}} students {batch[0]} to {batch[-1]}"
+            f"Distilling the {{wildcards.method}} students {part.told}"
         shell:
             """
             python -m coalmine.stages.distil \
@@ -192,7 +273,7 @@ for batch in batches():
 
     rule:
         name:
-            f"logits_{batch[0]}"
+            f"logits_{part.name}"
         input:
             private=PRIVATE,
             design=design_of,
@@ -200,9 +281,11 @@ for batch in batches():
             models=models_of,
             synthetic=synthetic_of,
         output:
-            batch_outputs("logits", "npz", batch),
+            part.outputs("logits", "npz"),
         log:
-            f"{ROOT}/logs/logits/{{method}}-{batch[0]}.log",
+            f"{ROOT}/logs/logits/{{method}}-{part.name}.log",
+        wildcard_constraints:
+            method=methods_with(part.count),
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -216,7 +299,7 @@ for batch in batches():
             spec=lambda wildcards: RUN.spec("logits", method=wildcards.method),
             code=RUN.code("logits"),
         message:
-            f"Querying the {{wildcards.method}} models {batch[0]} to {batch[-1]}"
+            f"Querying the {{wildcards.method}} models {part.told}"
         shell:
             """
             python -m coalmine.stages.logits \

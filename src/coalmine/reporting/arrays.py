@@ -109,21 +109,25 @@ class RunData:
         Raises:
             CoalmineError: the file is missing or broken, or was made from other private data.
         """
-        path = self._file("synthetic", method, shadow)
         source = self.source(method, shadow)
-        _, every = read_npz(path)
-        images, labels = every.get("images", source), every.get("labels", source)
-        kind = "uint8" if images.dtype == np.uint8 else "float32"
-        soft = labels.ndim == 2
-        _, arrays = read_npz(
-            path,
-            images=(kind, (len(source), *self.private.images.shape[1:])),
-            labels=("float32", (len(source), None)) if soft else ("int64", (len(source),)),
-        )
-        images, labels = arrays["images"], arrays["labels"]
-        if soft:
-            return SyntheticSet(path, images, labels.argmax(axis=1), source, labels.max(axis=1))
-        return SyntheticSet(path, images, labels, source, None)
+        return _read_set(self._file("synthetic", method, shadow), source, self.private.images.shape[1:])
+
+    def synthetic_alone(self, method: str, shadow: int) -> SyntheticSet:
+        """Read the same set without a look at the private data, which then cannot be told to be what it came from.
+
+        Raises:
+            CoalmineError: the file is missing or broken, or is another method's or shadow model's.
+        """
+        path = self._file("synthetic", method, shadow)
+        header, arrays = read_npz(path, source=("int64", (None,)))
+        check_header(path, header, spec__method=method, shadow=shadow)
+        made = _read_set(path, arrays["source"], (None, None, None))
+        if (made.labels < 0).any() or (made.labels >= len(self.classes)).any():
+            raise CoalmineError(
+                f"{path}, field labels: classes from {made.labels.min()} to {made.labels.max()}, but the data have "
+                f"{len(self.classes)}. {_REMEDY}"
+            )
+        return made
 
     def source(self, method: str, shadow: int) -> np.ndarray:
         """Read int64 (m,): the private index that each image of a synthetic set was copied or started from, else -1."""
@@ -190,6 +194,23 @@ class RunData:
 
     def _file(self, stage: str, method: str, shadow: int) -> Path:
         return self.root / stage / method / f"{shadow:03d}.npz"
+
+
+def _read_set(path: Path, source: np.ndarray, shape: tuple[int | None, ...]) -> SyntheticSet:
+    """Read a synthetic set with images of this (height, width, channel), as many as ``source`` has entries."""
+    _, every = read_npz(path)
+    images, labels = every.get("images", source), every.get("labels", source)
+    kind = "uint8" if images.dtype == np.uint8 else "float32"
+    soft = labels.ndim == 2
+    _, arrays = read_npz(
+        path,
+        images=(kind, (len(source), *shape)),
+        labels=("float32", (len(source), None)) if soft else ("int64", (len(source),)),
+    )
+    images, labels = arrays["images"], arrays["labels"]
+    if soft:
+        return SyntheticSet(path, images, labels.argmax(axis=1), source, labels.max(axis=1))
+    return SyntheticSet(path, images, labels, source, None)
 
 
 def _check_indices(path: Path, name: str, index: np.ndarray, length: int) -> None:

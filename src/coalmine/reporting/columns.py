@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from coalmine.reporting.layout import Column, fixed_interval, percent_interval, percent_with_error, text
+from collections.abc import Sequence
+
+from coalmine.reporting.captions import FEWER_MODELS, differ
+from coalmine.reporting.layout import Cell, Column, Row, fixed_interval, percent_interval, percent_with_error, text
 
 METHOD = Column("method", text("label"), brief=True, numeric=False)
 
@@ -28,6 +31,14 @@ def auc_column(group: str) -> Column:
         group,
         brief=True,
     )
+
+
+def models_column(rows: Sequence[Row], group: str = "") -> list[Column]:
+    """Return how many models each row has, if these numbers differ; nothing otherwise, as the caption says it."""
+    if not differ(row["n_models"] for row in rows):
+        return []
+    explanation = f"Audited shadow models: {FEWER_MODELS}."
+    return [Column("models", lambda row: Cell(f"{row['n_models']:.0f}"), explanation, group, brief=True)]
 
 
 def accuracy_column(group: str) -> Column:

@@ -37,6 +37,11 @@ class ReportSettings(Settings):
     experts: dict[str, str] = Field(
         default={}, description="method -> the experts that it matches (filled in by the workflow)"
     )
+    generators: dict[str, str] = Field(
+        default={},
+        description="method -> the method whose generative models its synthetic sets are drawn from (filled in by the "
+        "workflow)",
+    )
     initialisation: dict[str, Initialisation] = Field(
         default={}, description="method -> what its synthetic images start from (filled in by the workflow)"
     )

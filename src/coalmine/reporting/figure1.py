@@ -42,8 +42,9 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
         style.set_title(
             figure,
             settings.title,
-            f"{design_of(results.metrics[each] for each in settings.methods)} Bars: {confidence(frame)} interval of "
-            f"the TPR, ± standard error of the accuracy; times: {_timed(settings)}. Best is low and right.{ringed}",
+            f"{design_of((results.metrics[each] for each in settings.methods), settings.label, attack=True)} "
+            f"Bars: {confidence(frame)} interval of the TPR, ± standard error of the accuracy; times: "
+            f"{_timed(settings)}. Best is low and right.{ringed}",
         )
         place_labels(axes, _labels(frame), obstacles)
     return figure, frame
@@ -51,8 +52,9 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
 
 def _timed(settings: Settings) -> str:
     """Return what the seconds per model are of."""
-    known = {"teacher": settings.teachers, "experts": settings.experts}
-    shared = " and ".join(name for name, used in known.items() if used)
+    known = {"teacher": settings.teachers, "experts": settings.experts, "generator": settings.generators}
+    shared = ", ".join(name for name, used in known.items() if used)
+    shared = " and ".join(shared.rsplit(", ", 1))
     return f"{shared} (in full for each method), synthesis and training" if shared else "synthesis and training"
 
 
@@ -81,6 +83,7 @@ def _frame(results: Results, settings: Settings) -> pd.DataFrame:
                 "confidence": attack.epsilon.confidence,
                 "claimed_epsilon": math.inf if metrics.claimed.epsilon is None else metrics.claimed.epsilon,
                 "guaranteed": is_meaningful(metrics.claimed) and not is_refuted(metrics.claimed, attack.epsilon),
+                "n_models": metrics.design.models,
                 "control": metrics.membership == "shuffled",
             }
         )

@@ -59,9 +59,17 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
             figure,
             settings.title,
             "Solid: mislabelled canaries (worst case); dashed: clean canaries (average case). Bands: 95 % intervals "
-            "over canaries. Marks: TPR at 0.1 % FPR.",
+            f"over canaries. Marks: TPR at 0.1 % FPR.{_numbers(results, settings)}",
         )
     return figure, pd.concat(frames, ignore_index=True)
+
+
+def _numbers(results: Results, settings: Settings) -> str:
+    """Return how many models each method has if they differ, nothing otherwise."""
+    from coalmine.reporting.captions import WEAKER, differ, models_of
+
+    models = {settings.label(method): results.metrics[method].design.models for method in settings.needed}
+    return f" {models_of(models.items())}. {WEAKER}" if differ(models.values()) else ""
 
 
 def _audits(results: Results, settings: Settings) -> dict[tuple[str, str], Audited]:

@@ -68,7 +68,8 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
         style.set_title(
             figure,
             settings.title,
-            f"{design_of(metrics.values())} Bands: 95 % intervals over canaries. Marks and numbers: TPR at 0.1 % FPR"
+            f"{design_of(metrics.values(), settings.label, attack=True)} Bands: 95 % intervals over canaries. Marks "
+            "and numbers: TPR at 0.1 % FPR"
             + ("; short bars there: the paper's (CIFAR-10)." if any(papers.values()) else "."),
         )
     return figure, pd.concat(frames, ignore_index=True)

@@ -61,7 +61,10 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
 
     confidence.refuse_controls(results, settings, "figure7")
     data = RunData(results.root)
-    found = {method: confidences(data, method, settings.sets.get(method)) for method in settings.methods}
+    found = {
+        method: confidences(data, method, settings.sets.get(method), results.metrics[method].design.models)
+        for method in settings.methods
+    }
     frame: pd.DataFrame = pd.concat(
         [
             confidence.curves(each, ("label_kind", "group"), method=method, label=settings.label(method))
@@ -82,20 +85,21 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
         style.set_title(
             figure,
             settings.title,
-            f"{design_of(results.metrics[method] for method in found)} One query per canary and model, one per "
-            "synthetic image to the model trained on it. The wrong label is the one that a model learns if the canary "
-            "is IN. A curve further to the upper right: surer.",
+            f"{design_of((results.metrics[method] for method in found), settings.label)} One query per canary and "
+            "model, one per synthetic image to the model trained on it. The wrong label is the one that a model learns "
+            "if the canary is IN. A curve further to the upper right: surer.",
         )
     return figure, frame.reset_index(drop=True)
 
 
-def confidences(data: RunData, method: str, owner: str | None) -> dict[tuple[str, str], np.ndarray]:
+def confidences(data: RunData, method: str, owner: str | None, models: int) -> dict[tuple[str, str], np.ndarray]:
     """Return the probability that models give to either label, float64 (query,), by kind of label and group.
 
     Args:
         data: of the run.
         method: whose models are asked.
         owner: the method whose synthetic sets they learned from; without any, every canary that is IN counts as unused.
+        models: their number, the first of the run's shadow models.
     """
     import numpy as np
 
@@ -105,7 +109,7 @@ def confidences(data: RunData, method: str, owner: str | None) -> dict[tuple[str
     canary_of = np.full(len(data.private) + 1, -1)  # the last entry is that of source -1
     canary_of[design.index[rows]] = np.arange(len(rows))
     parts: dict[tuple[str, str], list[np.ndarray]] = {(kind, group): [] for kind in KINDS for group in GROUPS}
-    for shadow in range(design.membership.shape[1]):
+    for shadow in range(models):
         logits = data.logits(method, shadow)
         source = data.source(owner, shadow) if owner else np.empty(0, dtype=np.int64)
         confidence.require_as_many(data, method, shadow, len(logits.synthetic), len(source))

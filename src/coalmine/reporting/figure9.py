@@ -77,7 +77,8 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
     confidence.refuse_controls(results, settings, "figure9")
     inherited = {method: _inheritance(results, settings, method) for method in settings.methods}
     data = RunData(results.root)
-    frame = pd.concat([_frame(data, settings, method) for method in settings.methods], ignore_index=True)
+    sizes = {method: results.metrics[method].design.models for method in settings.methods}
+    frame = pd.concat([_frame(data, settings, method, models) for method, models in sizes.items()], ignore_index=True)
     attacks = [results.metrics[method].variant(WORST_CASE) for method in settings.methods]
     level = level_of(pd.DataFrame({"confidence": [attack.epsilon.confidence for attack in attacks]}))
     with style.context():
@@ -93,30 +94,31 @@ def build(results: Results, settings: Settings) -> tuple[Figure, pd.DataFrame]:
         style.set_title(
             figure,
             settings.title,
-            f"{design_of(results.metrics[method] for method in inherited)} Curves: one query per canary (IN, OUT) and "
-            "model, and one per synthetic image, in its teacher's label; further to the upper right: surer. Points: "
-            "shadow models, how often teacher and student predict the wrong label, as if all held the same canaries. "
-            f"r: correlation of these rates, and of scores, beyond what IN and OUT explain, with {level} interval; "
-            "–: one of the two does not vary.",
+            f"{design_of((results.metrics[method] for method in inherited), settings.label)} Curves: one query per "
+            "canary (IN, OUT) and model, and one per synthetic image, in its teacher's label; further to the upper "
+            "right: surer. Points: shadow models, how often teacher and student predict the wrong label, as if all "
+            "held the same canaries. r: correlation of these rates, and of scores, beyond what IN and OUT explain, "
+            f"with {level} interval; –: one of the two does not vary.",
         )
     return figure, frame
 
 
-def answers(data: RunData, method: str, teacher: str, owner: str | None) -> Answers:
-    """Read what a method's models and their teachers answer, over all shadow models.
+def answers(data: RunData, method: str, teacher: str, owner: str | None, models: int) -> Answers:
+    """Read what a method's models and their teachers answer.
 
     Args:
         data: of the run.
         method: whose models are asked.
         teacher: the method whose models taught them.
         owner: the method whose synthetic sets they learned from, if any.
+        models: the number of the method's models, the first of the run's shadow models; there may be more teachers.
     """
     import numpy as np
 
     rows = data.design.mislabelled
     asked: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sure: tuple[list[np.ndarray], list[np.ndarray]] = ([np.empty(0)], [np.empty(0)])
-    for shadow in range(data.design.membership.shape[1]):
+    for shadow in range(models):
         student = data.logits(method, shadow)
         for stack, logits in zip(asked, (data.logits(teacher, shadow), student), strict=True):
             stack.append(logits.canaries[rows])
@@ -151,15 +153,18 @@ def _inheritance(results: Results, settings: Settings, method: str) -> Inheritan
     return found
 
 
-def _frame(data: RunData, settings: Settings, method: str) -> pd.DataFrame:
+def _frame(data: RunData, settings: Settings, method: str, models: int) -> pd.DataFrame:
     """Return the curves and the models of one method."""
     import pandas as pd
 
-    found = answers(data, method, settings.teachers[method], settings.sets.get(method))
+    from coalmine.audit.design import first_models
+
+    found = answers(data, method, settings.teachers[method], settings.sets.get(method), models)
+    design = first_models(data.design, models)
     head = {"method": method, "label": settings.label(method)}
     names = ("label_kind", "group", "of")
-    curves = confidence.curves(_probabilities(found, data.design), names, drawn="curve", **head)
-    return pd.concat([curves, pd.DataFrame({"drawn": "model", **head, **_rates(found, data.design)})])
+    curves = confidence.curves(_probabilities(found, design), names, drawn="curve", **head)
+    return pd.concat([curves, pd.DataFrame({"drawn": "model", **head, **_rates(found, design)})])
 
 
 def _probabilities(found: Answers, design: Design) -> dict[tuple[str, ...], np.ndarray]:

@@ -168,6 +168,12 @@ def percent_with_error(row: Row, name: str) -> Cell:
     return Cell(percent(row[name]), _error(row, name))
 
 
+def number_with_error(row: Row, name: str) -> Cell:
+    """Return ``9.81`` with ``± 0.12`` from the columns ``name`` and ``name_se``."""
+    value, error = row[name], row[f"{name}_se"]
+    return Cell(number(value), "" if value is None or error is None else f"± {number(error, 2)}")
+
+
 def points(value: float | None, digits: int = 1) -> str:
     """Format a difference of fractions in percentage points, with its sign."""
     if value is None:

@@ -14,7 +14,6 @@ from coalmine.reporting.common import ReportSettings
 from coalmine.reporting.visual import METRICS
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -49,12 +48,12 @@ def draw(results: Results, settings: Settings, name: str) -> tuple[Figure, pd.Da
     """
     import pandas as pd
 
-    from coalmine.reporting import style
+    from coalmine.reporting import pictures, style
     from coalmine.reporting.arrays import RunData
 
     data = RunData(results.root)
-    _check_shadow(data, settings, name)
     visuals = {method: _visual(results, method, name) for method in settings.methods}
+    _check_shadow(visuals, settings, name)
     _check_metric(visuals, settings, name)
     metric = settings.metric
     sets = {method: data.synthetic(settings.sets[method], settings.shadow) for method in settings.methods}
@@ -65,20 +64,22 @@ def draw(results: Results, settings: Settings, name: str) -> tuple[Figure, pd.Da
         for method, block in zip(sets, blocks, strict=True):
             part = frame[frame["method"] == method]
             _show_block(block, part, sets[method], data, visuals[method].level)
-            _head(block["synthetic"][0], f"{settings.label(method)}: {_found(part, visuals[method], metric)}")
+            pictures.head(block["synthetic"][0], f"{settings.label(method)}: {_found(part, visuals[method], metric)}")
         style.set_title(figure, settings.title, _explained(settings, frame, visuals, kinds))
     return figure, frame
 
 
-def _check_shadow(data: RunData, settings: Settings, name: str) -> None:
+def _check_shadow(visuals: dict[str, Visual], settings: Settings, name: str) -> None:
+    """Refuse a shadow model that some method does not have."""
     from coalmine.errors import CoalmineError
 
-    models = data.design.membership.shape[1]
-    if settings.shadow >= models:
-        raise CoalmineError(
-            f"{name}.shadow is {settings.shadow}, but the run has the shadow models 0 to {models - 1}. Choose one of "
-            "them."
-        )
+    for method, visual in visuals.items():
+        models = min(len(each.per_model) for each in visual.metrics.values())
+        if settings.shadow >= models:
+            raise CoalmineError(
+                f"{name}.shadow is {settings.shadow}, but {method} has the shadow models 0 to {models - 1}. Choose one "
+                "of them."
+            )
 
 
 def _visual(results: Results, method: str, name: str) -> Visual:
@@ -152,17 +153,11 @@ def _grid(methods: int, kinds: Sequence[str], columns: int) -> tuple[Figure, lis
     return figure, [dict(zip(kinds, rows[start : start + len(kinds)], strict=True)) for start in starts]
 
 
-def _head(axes: Axes, heading: str) -> None:
-    """Write a heading above a block; it takes height, but no width from the column that it begins in."""
-    axes.set_title(" ", fontsize=8, pad=12)
-    text = axes.annotate(heading, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8)
-    text.set_in_layout(False)
-
-
 def _show_block(
     block: dict[str, list[Axes]], part: pd.DataFrame, synthetic: SyntheticSet, data: RunData, level: float
 ) -> None:
     """Draw the images of one method, with the distance or p-value underneath each."""
+    from coalmine.reporting import pictures
     from coalmine.reporting.layout import number
     from coalmine.reporting.style import INK, QUIET
 
@@ -177,28 +172,12 @@ def _show_block(
             else:
                 pool = data.private if kind == "private" else data.public
                 picture, said = pool.images[image[f"{kind}_index"]], number(image[f"{kind}_distance"], 3)
-            _show(axes, picture, framed=kind == "private" and image["private_index"] == image["source"])
+            pictures.show(axes, picture, framed=kind == "private" and image["private_index"] == image["source"])
             loud = kind == "synthetic" and flagged
             axes.set_xlabel(
                 said, fontsize=6, labelpad=2, color=INK if loud else QUIET, fontweight="bold" if loud else "normal"
             )
             axes.set_gid(f"{image['method']}/{image['rank']}/{kind}")
-
-
-def _show(axes: Axes, picture: np.ndarray, framed: bool) -> None:
-    """Show one image, uint8 or float on the scale from 0 to 1, each pixel as a square."""
-    import numpy as np
-
-    from coalmine.reporting.style import FAINT, look
-
-    values = np.clip(picture / 255 if picture.dtype == np.uint8 else picture, 0, 1)
-    grey = values.shape[-1] == 1
-    axes.imshow(values[..., 0] if grey else values, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.grid(visible=False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(visible=True, edgecolor=look(1).colour if framed else FAINT, linewidth=2 if framed else 0.5)
 
 
 def _found(part: pd.DataFrame, visual: Visual, metric: str) -> str:

@@ -1,11 +1,11 @@
-"""A run's results folder, read lazily and checked: metrics, scores, visual leakage and measured costs per method."""
+"""A run's results folder, read lazily and checked: metrics, scores, what images are like and good for, costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
@@ -16,18 +16,29 @@ from coalmine.errors import CoalmineError
 if TYPE_CHECKING:
     import pandas as pd
 
+
+class _OfMethod(Protocol):
+    """What a file tells of one method."""
+
+    @property
+    def method(self) -> str: ...
+
+
 T = TypeVar("T")
+Told = TypeVar("Told", bound=_OfMethod)
 
 LOW_FPR = "0.001"
 HIGH_FPR = "0.01"
-COST_STAGES = ("teacher", "experts", "synthetic", "models", "logits")
-MADE = ("teacher", "experts", "synthetic", "models")
-"""The stages that make an audited model; the rest is the audit's."""
+COST_STAGES = ("teacher", "experts", "generators", "synthetic", "models", "logits")
+MADE = ("teacher", "experts", "generators", "synthetic", "models")
+"""The stages that make an audited model; the rest is the audit's. Pre-training on public data is none of them."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
+Size = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
@@ -266,6 +277,89 @@ class Visual:
 
 
 @dataclass(frozen=True)
+class OverModels:
+    """A quantity over shadow models: mean, standard error of the mean (``None`` for one model), and each model's."""
+
+    value: Finite
+    se: Finite | None
+    per_model: list[Finite]
+
+
+@dataclass(frozen=True)
+class ShareOverModels(OverModels):
+    """The same of a share."""
+
+    value: Share
+    per_model: list[Share]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The features that images are compared by: their name for people, and whether they are Inception's (FID)."""
+
+    name: str
+    inception: bool
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Everything in ``quality/<method>.json``: how good the images of synthetic sets are, over ``shadows``.
+
+    Of each set, ``images`` were compared with private images, ``reference`` of them for the first shadow model.
+    ``distance`` is the Frechet distance; ``precision`` and ``recall`` are those of Kynkaanniemi et al. (2019) with
+    ``neighbours``. ``nearest`` is the mean ratio a / b of the distances to the nearest private and the nearest held-out
+    image, a little above 1 without leakage, and ``nearest_balanced`` the mean of 2 a / (a + b), 1 without.
+    ``synthetic`` is the number of images of a whole set. The last two are ``None`` where they were not written down.
+    """
+
+    method: str
+    space: Space
+    images: Size
+    reference: Size
+    neighbours: Size
+    shadows: list[Count]
+    distance: OverModels
+    precision: ShareOverModels
+    recall: ShareOverModels
+    nearest: OverModels
+    nearest_balanced: OverModels | None = None
+    synthetic: Size | None = None
+
+
+@dataclass(frozen=True)
+class AccuracyOfSize:
+    """Test accuracy of classifiers that were trained on the first ``size`` images of synthetic sets."""
+
+    size: Size
+    accuracy: ShareOverModels
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Everything in ``sizes/<method>.json``: accuracy by the number of synthetic images, over ``shadows``."""
+
+    method: str
+    shadows: list[Count]
+    sizes: list[AccuracyOfSize]
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Everything in ``recipes/<method>.json``: what training recipes reach on synthetic and on real images.
+
+    ``recipes`` are overrides of the run's recipe; ``synthetic`` (on ``validation`` held-out images of a set) and
+    ``real`` (on the test images) are accuracies, ``(recipe, model)``.
+    """
+
+    method: str
+    shadows: list[Count]
+    validation: Size
+    recipes: list[dict[str, Any]]
+    synthetic: list[list[Share]]
+    real: list[list[Share]]
+
+
+@dataclass(frozen=True)
 class Cost:
     """What making one artefact of one shadow model took."""
 
@@ -348,6 +442,7 @@ class Results:
     experts: Mapping[str, str] = field(default_factory=dict)
     sets: Mapping[str, str] = field(default_factory=dict)
     teachers: Mapping[str, str] = field(default_factory=dict)
+    generators: Mapping[str, str] = field(default_factory=dict)
     compares_images: bool = True
 
     def visual(self, method: str) -> Visual | None:
@@ -361,11 +456,55 @@ class Results:
         owner = self.sets.get(method)
         if owner is None or not self.compares_images:
             return None
-        path = self.root / "visual" / f"{owner}.json"
-        visual = _read(path, Visual)
-        if visual.method != owner:
-            raise CoalmineError(f"{path} holds the visual leakage of {visual.method!r}, not of {owner!r}. {_REMEDY}")
-        return visual
+        return _read_of(self.root / "visual" / f"{owner}.json", Visual, owner, "visual leakage")
+
+    def quality(self, method: str) -> Quality:
+        """Return how good the images of a method's sets are; a method that reuses another's sets has that one's.
+
+        Raises:
+            CoalmineError: the method has no synthetic sets, or the file is missing, broken or another method's.
+        """
+        path, quality = self._of_sets("quality", method, Quality)
+        for name, found in vars(quality).items():
+            if isinstance(found, OverModels):
+                _check_length(path, f"{name}.per_model", found.per_model, len(quality.shadows), "shadows")
+        return quality
+
+    def sizes(self, method: str) -> Sizes:
+        """Return the accuracy of classifiers by the number of synthetic images of a method's sets.
+
+        They are trained as those of the method that made the sets.
+
+        Raises:
+            CoalmineError: the method has no synthetic sets, or the file is missing, broken or another method's.
+        """
+        path, sizes = self._of_sets("sizes", method, Sizes)
+        for number, each in enumerate(sizes.sizes):
+            models = each.accuracy.per_model
+            _check_length(path, f"sizes.{number}.accuracy.per_model", models, len(sizes.shadows), "shadows")
+        return sizes
+
+    def recipes(self, method: str) -> Recipes:
+        """Return what training recipes reach with a method's sets.
+
+        Raises:
+            CoalmineError: the method has no synthetic sets, or the file is missing, broken or another method's.
+        """
+        path, recipes = self._of_sets("recipes", method, Recipes)
+        for name in ("synthetic", "real"):
+            accuracies = getattr(recipes, name)
+            _check_length(path, name, accuracies, len(recipes.recipes), "recipes")
+            for number, models in enumerate(accuracies):
+                _check_length(path, f"{name}.{number}", models, len(recipes.shadows), "shadows")
+        return recipes
+
+    def _of_sets(self, stage: str, method: str, kind: type[Told]) -> tuple[Path, Told]:
+        """Return what a stage found of a method's synthetic sets, whoever made them, and the file it is from."""
+        owner = self.sets.get(method)
+        if owner is None:
+            raise CoalmineError(f"{method} makes no synthetic images, so they have no {stage}. Leave it out.")
+        path = self.root / stage / f"{owner}.json"
+        return path, _read_of(path, kind, owner, stage)
 
     def scores(self, method: str) -> Scores:
         """Return the score file of a method."""
@@ -374,14 +513,14 @@ class Results:
     def costs(self, method: str) -> pd.DataFrame:
         """Return what was measured while making a method's artefacts, one row per stage and shadow model.
 
-        Columns: stage (``teacher``, ``experts``, ``synthetic``, ``models``, ``logits``; a stage the method lacks has no
-        rows), shadow, seconds (of this model, shared work divided), device, peak_memory_mb, bytes. A teacher, experts
-        or synthetic sets that several methods share count fully for each of them: it could not do without. Files of
-        shadow models beyond the design's number, left over from a larger run, are not counted.
+        Columns: stage (one of ``COST_STAGES``; a stage the method lacks has no rows), shadow, seconds (of this model,
+        shared work divided), device, peak_memory_mb, bytes. A teacher, experts, generators or synthetic sets that
+        several methods share count fully for each of them: it could not do without. Files of shadow models beyond the
+        method's number, left over from a larger run or made for another method, are not counted.
 
         Raises:
-            CoalmineError: there is no measurement of training, of the teacher or of the experts, one shadow model's is
-                missing, or a file is broken.
+            CoalmineError: there is no measurement of training, of the teacher, of the experts or of the generators,
+                one shadow model's is missing, or a file is broken.
         """
         import pandas as pd
 
@@ -398,7 +537,7 @@ class Results:
                 "it is a control that reuses another method's models, leave it out of the cost table."
             )
         for stage, folder in self._made_in(method):
-            if stage in ("teacher", "experts") and not any(row["stage"] == stage for row in rows):
+            if stage in ("teacher", "experts", "generators") and not any(row["stage"] == stage for row in rows):
                 raise CoalmineError(
                     f"{folder} holds no measurement of the {stage} of method {method!r} (<shadow>.json). Run Snakemake "
                     "for the target that you want; it makes what it needs."
@@ -410,6 +549,7 @@ class Results:
         names = dict.fromkeys(COST_STAGES, method) | {
             "teacher": self.teachers.get(method),
             "experts": self.experts.get(method),
+            "generators": self.generators.get(method),
             "synthetic": self.sets.get(method, method),
         }
         folders = {"teacher": "models"}
@@ -418,7 +558,7 @@ class Results:
         ]
 
     def seconds_per_model(self, method: str) -> tuple[float | None, str | None]:
-        """Return mean seconds to train one audited model, with its teacher, experts and synthetic set, and the device.
+        """Return mean seconds to make one audited model, with all that ``MADE`` lists, and the device.
 
         Both are ``None`` for a shuffled control, which reuses another method's models.
         """
@@ -436,6 +576,7 @@ def load_results(
     experts: Mapping[str, str] | None = None,
     sets: Mapping[str, str] | None = None,
     teachers: Mapping[str, str] | None = None,
+    generators: Mapping[str, str] | None = None,
     visual: bool = True,
 ) -> Results:
     """Open the results folder of one run (``results/<run>/``) for the methods named.
@@ -446,6 +587,7 @@ def load_results(
         experts: method -> the experts that it matches.
         sets: method -> the method whose synthetic sets its models learned from.
         teachers: method -> the method whose models taught its own.
+        generators: method -> the method whose generative models its sets are drawn from.
         visual: whether synthetic images were compared with private ones.
 
     Raises:
@@ -462,6 +604,7 @@ def load_results(
         experts=dict(experts or {}),
         sets=dict(sets or {}),
         teachers=dict(teachers or {}),
+        generators=dict(generators or {}),
         compares_images=visual,
     )
 
@@ -481,12 +624,21 @@ def _read(path: Path, kind: type[T]) -> T:
         raise CoalmineError(f"{path} is broken ({problems}). {_REMEDY}") from error
 
 
+def _read_of(path: Path, kind: type[Told], method: str, what: str) -> Told:
+    """Read what a file tells of a method, and refuse another's."""
+    told = _read(path, kind)
+    if told.method != method:
+        raise CoalmineError(f"{path} holds the {what} of {told.method!r}, not of {method!r}. {_REMEDY}")
+    return told
+
+
+def _check_length(path: Path, name: str, values: Sequence[object], expected: int, of: str) -> None:
+    if len(values) != expected:
+        raise CoalmineError(f"{path} is broken ({name}: {len(values)} entries, but {of} has {expected}). {_REMEDY}")
+
+
 def _read_metrics(root: Path, method: str) -> MethodMetrics:
-    path = root / "metrics" / f"{method}.json"
-    metrics = _read(path, MethodMetrics)
-    if metrics.method != method:
-        raise CoalmineError(f"{path} holds the metrics of {metrics.method!r}, not of {method!r}. {_REMEDY}")
-    return metrics
+    return _read_of(root / "metrics" / f"{method}.json", MethodMetrics, method, "metrics")
 
 
 def _measurements(folder: Path, n_models: int) -> dict[int, Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import SECONDS_PER_MODEL, attack_and_design
-from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, tpr_column
+from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, models_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.guarantee import accounting_cell, claim_columns, epsilon_cell
 from coalmine.reporting.inherited import INHERITED, inherited_columns
@@ -79,7 +79,8 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     started = any(row["canaries_initialised"] is not None for row in rows)
     taught = any(row["teacher"] is not None for row in rows)
     empty = [*([] if claims else [ACCOUNTING]), *([] if started else [INITIALISED])]
-    columns = [*LEAKAGE, *(INHERITED if taught else []), *visual_column(rows, "visual leakage"), *OTHERS]
+    leakage = [METHOD, *models_column(rows, _LEAKAGE), *LEAKAGE]
+    columns = [*leakage, *(INHERITED if taught else []), *visual_column(rows, "visual leakage"), *OTHERS]
     return [column for column in columns if column not in empty]
 
 
@@ -170,7 +171,6 @@ INITIALISED = Column(
 )
 
 LEAKAGE = (
-    METHOD,
     tpr_column(_LEAKAGE),
     Column(
         "false positives",

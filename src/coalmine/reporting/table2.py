@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import attack_and_design
-from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, tpr_column
+from coalmine.reporting.columns import METHOD, accuracy_column, auc_column, models_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.layout import (
     UNKNOWN,
@@ -51,7 +51,14 @@ def build(results: Results, settings: Settings) -> pd.DataFrame:
 def layout(frame: pd.DataFrame) -> Layout:
     """Return how people see the frame."""
     rows = rows_of(frame)
-    columns = (*LEAKAGE, *visual_column(rows, "visual leakage"), *OTHERS)
+    columns = (
+        METHOD,
+        STARTS_FROM,
+        *models_column(rows, _LEAKAGE),
+        *LEAKAGE,
+        *visual_column(rows, "visual leakage"),
+        *OTHERS,
+    )
     return (Sheet(columns, rows, attack_and_design(frame)),)
 
 
@@ -98,16 +105,16 @@ def _used_cell(row: Row) -> Cell:
 
 _LEAKAGE, _USED = "leakage of mislabelled canaries", "canaries that images start from"
 
+STARTS_FROM = Column(
+    "starts from",
+    _start_cell,
+    "What the synthetic images are before the first step: the shadow model's own private samples, public ones (of "
+    "another distribution), or noise. A dash: the method makes no images, or starts from nothing.",
+    brief=True,
+    numeric=False,
+)
+
 LEAKAGE = (
-    METHOD,
-    Column(
-        "starts from",
-        _start_cell,
-        "What the synthetic images are before the first step: the shadow model's own private samples, public ones (of "
-        "another distribution), or noise. A dash: the method makes no images, or starts from nothing.",
-        brief=True,
-        numeric=False,
-    ),
     tpr_column(_LEAKAGE),
     auc_column(_LEAKAGE),
     Column(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from coalmine.reporting.captions import attack_and_design
-from coalmine.reporting.columns import METHOD
+from coalmine.reporting.columns import METHOD, models_column
 from coalmine.reporting.common import WORST_CASE, ReportSettings
 from coalmine.reporting.layout import (
     UNKNOWN,
@@ -59,7 +59,8 @@ def layout(frame: pd.DataFrame) -> Layout:
     """Return how people see the frame; why something could not be compared is said in a footnote."""
     rows = rows_of(frame)
     footnotes = [f"{row['label']}: {row['note']}." for row in rows if row["note"]]
-    return (Sheet(COLUMNS, rows, attack_and_design(frame), footnotes),)
+    columns = (METHOD, *models_column(rows), *GROUPS)
+    return (Sheet(columns, rows, attack_and_design(frame), footnotes),)
 
 
 def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
@@ -148,8 +149,7 @@ def _columns(group: str, heading: str, definition: str) -> tuple[Column, ...]:
     )
 
 
-COLUMNS = (
-    METHOD,
+GROUPS = (
     *_columns(
         "used",
         "canaries that images start from",
@@ -162,7 +162,8 @@ COLUMNS = (
     Column(
         "in between",
         _count("sometimes_canaries"),
-        "Canaries that are used in some models and not in others: in neither group.",
+        "Canaries that are used in some of the models that hold them and not in others: in neither group, like those "
+        "that no model holds.",
     ),
     Column(
         "Δ AUC",

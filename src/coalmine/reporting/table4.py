@@ -2,7 +2,9 @@
 
 The baseline is chosen by accuracy alone, so the choice does not favour either side's leakage. Both sides are audited on
 the same canaries with the same membership, hence every difference is a paired one: that of TPRs is bootstrapped by
-drawing the same canaries for both, that of accuracies is taken model by model.
+drawing the same canaries for both, that of accuracies is taken model by model. Where one side has more shadow models
+than the other, the models that both have are compared. The attack on the side with more of them learned from more,
+though, so that a difference of leakage in favour of the other side is said to come from a weaker attack.
 
 Simulated without any difference (200 and 500 canaries, 32 models, TPRs from 0.2 % to 96 %, 500 audits each), the
 interval of the difference of TPRs at 95 % excluded zero in 1 % to 5 % of the audits; real differences of 5 to 39
@@ -11,11 +13,12 @@ points it covered in 96 % to 99 %. Rows are not corrected for their number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from coalmine.reporting.captions import SECONDS_PER_MODEL, attack_and_design
+from coalmine.reporting.captions import FEWER_MODELS, SECONDS_PER_MODEL, attack_and_design
 from coalmine.reporting.columns import METHOD, accuracy_column, tpr_column
 from coalmine.reporting.common import WORST_CASE, Methods, ReportSettings
 from coalmine.reporting.guarantee import FPR, claim_columns, epsilon_cell
@@ -106,12 +109,25 @@ def layout(frame: pd.DataFrame) -> Layout:
     """Return how people see the frame; the notes of claims become footnotes."""
     rows = rows_of(frame)
     tolerance = general(100 * float(frame["tolerance"].iloc[0]))
-    caption = f"{attack_and_design(frame)} Matched: mean accuracies at most {tolerance} percentage points apart."
-    notes = {row["baseline_label"]: row["baseline_claimed_note"] for row in rows if row["baseline_claimed_note"]}
-    near_copies = (column for column in visual_column(rows, _OURS) if column.brief)
-    return (
-        Sheet((*LEAKAGE, *near_copies, *OTHERS), rows, caption, [f"{label}: {note}" for label, note in notes.items()]),
+    baselines = [(row["baseline_label"], row["baseline_n_models"]) for row in rows]
+    caption = (
+        f"{attack_and_design(frame, baselines)} Matched: mean accuracies at most {tolerance} percentage points apart."
     )
+    notes = {row["baseline_label"]: row["baseline_claimed_note"] for row in rows if row["baseline_claimed_note"]}
+    footnotes = [*(f"{label}: {note}" for label, note in notes.items()), *_unlike(rows)]
+    near_copies = (column for column in visual_column(rows, _OURS) if column.brief)
+    return (Sheet((*LEAKAGE, *near_copies, *OTHERS), rows, caption, footnotes),)
+
+
+def _unlike(rows: Sequence[Row]) -> list[str]:
+    """Return a footnote for each row whose sides have unlike numbers of models, and one that says what this means."""
+    notes = [
+        f"{row['label']}: {row['n_models']} models, {row['baseline_label']}: {row['baseline_n_models']}; differences "
+        f"are those of the first {row['n_models_compared']}."
+        for row in rows
+        if row["n_models"] != row["baseline_n_models"]
+    ]
+    return [*notes, f"Weaker attack: {FEWER_MODELS}."] if notes else []
 
 
 def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
@@ -119,8 +135,9 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
     ours, theirs = results.metrics[method], results.metrics[baseline]
     confidence = ours.variant(WORST_CASE).epsilon.confidence
     numbers, baseline_numbers = _numbers(results, method), _numbers(results, baseline) | claim_columns(theirs)
-    accuracy = _accuracy_difference(ours, theirs, confidence)
-    tpr = _tpr_difference(results, method, baseline, settings.replicates, confidence)
+    models = min(ours.design.models, theirs.design.models)
+    accuracy = _accuracy_difference(ours, theirs, models, confidence)
+    tpr = _tpr_difference(results, method, baseline, models, settings.replicates, confidence)
     matched = _distance(ours, theirs) <= settings.tolerance
     return {
         "method": method,
@@ -137,8 +154,11 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
         "tolerance": settings.tolerance,
         "matched": matched,
         "verdict": VERDICTS[_sign(tpr, "tpr_difference"), _sign(accuracy, "accuracy_difference")],
+        "weaker_attack": _sign(tpr, "tpr_difference") * (ours.design.models - theirs.design.models) > 0,
         "n_canaries": ours.design.canaries,
         "n_models": ours.design.models,
+        "baseline_n_models": theirs.design.models,
+        "n_models_compared": models,
         "confidence": confidence,
     }
 
@@ -170,8 +190,10 @@ def _numbers(results: Results, method: str) -> dict[str, Any]:
     }
 
 
-def _accuracy_difference(ours: MethodMetrics, theirs: MethodMetrics, confidence: float) -> dict[str, float | None]:
-    """Return the mean difference over models, its standard error and Student's t interval.
+def _accuracy_difference(
+    ours: MethodMetrics, theirs: MethodMetrics, models: int, confidence: float
+) -> dict[str, float | None]:
+    """Return the mean difference over the first models, its standard error and Student's t interval.
 
     Model i of both methods has the same members and its own seed, so that models are paired by index.
     """
@@ -180,13 +202,13 @@ def _accuracy_difference(ours: MethodMetrics, theirs: MethodMetrics, confidence:
 
     from coalmine.errors import CoalmineError
 
-    pairs = ours.accuracy.per_model, theirs.accuracy.per_model
-    if len(pairs[0]) != len(pairs[1]):
-        raise CoalmineError(
-            f"Method {ours.method!r} has the accuracy of {len(pairs[0])} models, {theirs.method!r} of {len(pairs[1])}: "
-            "they are compared model by model. Run Snakemake again for both, with the same number of shadow models."
-        )
-    differences = np.subtract(*pairs)
+    for each in (ours, theirs):
+        if len(each.accuracy.per_model) != each.design.models:
+            raise CoalmineError(
+                f"The metrics of {each.method!r} hold the accuracy of {len(each.accuracy.per_model)} models, but its "
+                f"audit has {each.design.models}. Delete the file and run Snakemake again: it makes the file anew."
+            )
+    differences = np.subtract(ours.accuracy.per_model[:models], theirs.accuracy.per_model[:models])
     n, mean = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     reach = None if error is None else float(stdtrit(n - 1, (1 + confidence) / 2)) * error
@@ -199,19 +221,21 @@ def _accuracy_difference(ours: MethodMetrics, theirs: MethodMetrics, confidence:
 
 
 def _tpr_difference(
-    results: Results, method: str, baseline: str, replicates: int, confidence: float
+    results: Results, method: str, baseline: str, models: int, replicates: int, confidence: float
 ) -> dict[str, float]:
-    """Return the difference of TPRs at 0.1 % FPR and its interval by a bootstrap of canaries common to both."""
+    """Return the difference of TPRs at 0.1 % FPR of the first models, and its interval by a bootstrap of canaries."""
     import numpy as np
 
     from coalmine.audit.bootstrap import bootstrap, percentile_interval
     from coalmine.audit.roc import tpr_at_fpr
     from coalmine.errors import CoalmineError
+    from coalmine.reporting.results import Audited
     from coalmine.seeds import seed_sequence
 
     files = [results.scores(name) for name in (method, baseline)]
     names = [results.metrics[name].primary for name in (method, baseline)]
-    audits = [file.read(WORST_CASE, variant) for file, variant in zip(files, names, strict=True)]
+    read = [file.read(WORST_CASE, variant) for file, variant in zip(files, names, strict=True)]
+    audits = [Audited(each.scores[:, :models], each.membership[:, :models]) for each in read]
     if not np.array_equal(audits[0].membership, audits[1].membership):
         raise CoalmineError(
             f"{files[0].path} and {files[1].path} hold different memberships: methods are compared on the same "
@@ -248,7 +272,9 @@ def _ratio_cell(row: Row) -> Cell:
 
 def _verdict_cell(row: Row) -> Cell:
     verdict = row["verdict"]
-    return Cell(verdict if row["matched"] else f"{verdict} (unmatched)", _IN_FULL.get(verdict, ""))
+    reserved = ["" if row["matched"] else "unmatched", "weaker attack" if row["weaker_attack"] else ""]
+    reservations = ", ".join(filter(None, reserved))
+    return Cell(f"{verdict} ({reservations})" if reservations else verdict, _IN_FULL.get(verdict, ""))
 
 
 _OURS, _THEIRS, _BETWEEN = "empirical method", "nearest DP-SGD setting", "method − DP-SGD"
@@ -286,14 +312,14 @@ OTHERS = (
         "Δ TPR",
         lambda row: points_interval(row, "tpr_difference"),
         "Percentage points, with the interval of a bootstrap that draws the same canaries for both; given these "
-        "models. Negative: the method leaks less.",
+        "models, those that both have. Negative: the method leaks less.",
         _BETWEEN,
         brief=True,
     ),
     Column(
         "Δ accuracy",
         lambda row: points_with_error(row, "accuracy_difference"),
-        "Percentage points ± standard error of the mean difference, models paired by index.",
+        "Percentage points ± standard error of the mean difference, models paired by index, those that both have.",
         _BETWEEN,
         brief=True,
     ),
@@ -308,7 +334,9 @@ OTHERS = (
         _verdict_cell,
         "Names each difference whose interval excludes zero, and no other (for accuracy: Student's t over models); "
         "cost is not weighed. Unmatched: no DP-SGD setting is near enough in accuracy, so leakage is not compared at "
-        "equal utility. Rows are not corrected for their number, and what an audit sees is no guarantee.",
+        "equal utility. Weaker attack: the side that leaks less has fewer models, so that part or all of the "
+        "difference may be the attack's. Rows are not corrected for their number, and what an audit sees is no "
+        "guarantee.",
         brief=True,
         numeric=False,
     ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from coalmine.reporting.columns import METHOD
+from coalmine.reporting.columns import METHOD, models_column
 from coalmine.reporting.common import AVERAGE_CASE, WORST_CASE, AverageCaseSettings
 from coalmine.reporting.layout import (
     Cell,
@@ -48,7 +48,8 @@ def layout(frame: pd.DataFrame) -> Layout:
     """Return how people see the frame."""
     from coalmine.reporting.captions import attack_and_design
 
-    return (Sheet(COLUMNS, rows_of(frame), attack_and_design(frame)),)
+    rows = rows_of(frame)
+    return (Sheet((METHOD, *models_column(rows), *CASES), rows, attack_and_design(frame)),)
 
 
 def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
@@ -61,12 +62,21 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
         **_audit("worst", worst_metrics, WORST_CASE),
         "average_method": average,
         **_audit("average", average_metrics, AVERAGE_CASE),
-        "note": "same models" if average == method else f"separate models ({settings.label(average)})",
+        "note": _note(worst_metrics, average_metrics, settings),
         "n_canaries": worst_metrics.design.canaries,
         "n_clean": average_metrics.design.clean,
         "n_models": worst_metrics.design.models,
+        "average_n_models": average_metrics.design.models,
         "confidence": worst_metrics.variant(WORST_CASE).epsilon.confidence,
     }
+
+
+def _note(worst: MethodMetrics, average: MethodMetrics, settings: Settings) -> str:
+    """Return in which models the average case was audited, and how many they are if not as many."""
+    if average.method == worst.method:
+        return "same models"
+    number = average.design.models
+    return f"separate models ({settings.label(average.method)}{f', {number}' if number != worst.design.models else ''})"
 
 
 def _audit(case: str, metrics: MethodMetrics, group: str) -> dict[str, float | None]:
@@ -111,15 +121,14 @@ def _columns(case: str, group: str, canaries: str) -> tuple[Column, ...]:
     )
 
 
-COLUMNS = (
-    METHOD,
+CASES = (
     *_columns("worst", "worst case (mislabelled canaries)", "mislabelled canaries"),
     *_columns("average", "average case (clean canaries)", "clean canaries"),
     Column(
         "average case audited in",
         lambda row: Cell(str(row["note"])),
         "Whether clean and mislabelled canaries were audited in the same models, or the clean ones in models of their "
-        "own that saw no wrong label.",
+        "own that saw no wrong label (their number, if it is another).",
         numeric=False,
     ),
 )

@@ -46,11 +46,13 @@ def build(results: Results, settings: Settings) -> pd.DataFrame:
 
 def layout(frame: pd.DataFrame) -> Layout:
     """Return one matrix (variants by methods) per quantity."""
-    from coalmine.reporting.captions import confidence
+    from coalmine.reporting.captions import FEWER_MODELS, confidence, differ, models_of
 
     rows, level = rows_of(frame), confidence(frame)
+    sizes = dict(zip(frame["label"], frame["n_models"], strict=True))
+    unlike = f". {models_of(sizes.items())}: {FEWER_MODELS}" if differ(sizes.values()) else ""
     return tuple(
-        _matrix(rows, caption, cell)
+        _matrix(rows, caption + unlike, cell)
         for caption, cell in (
             (f"TPR@0.1%FPR with its {level} interval", lambda row: percent_interval(row, "tpr_at_fpr_0.001")),
             (f"TPR@1%FPR with its {level} interval", lambda row: percent_interval(row, "tpr_at_fpr_0.01")),
@@ -66,7 +68,7 @@ def _rows(results: Results, settings: Settings, method: str) -> list[dict[str, A
     metrics = results.metrics[method]
     group = metrics.group(WORST_CASE)
     metrics.variant(WORST_CASE)
-    head = {"method": method, "label": settings.label(method)}
+    head = {"method": method, "label": settings.label(method), "n_models": metrics.design.models}
     names = sorted(group.variants, key=lambda name: name != metrics.primary)
     rows = [
         {**head, "variant": name, "primary": name == metrics.primary, **_numbers(group.variants[name])}

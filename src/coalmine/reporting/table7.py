@@ -30,6 +30,7 @@ MEASURED = (
 STAGE_LABELS = {
     "teacher": "teacher",
     "experts": "experts",
+    "generators": "generator",
     "synthetic": "synthesis",
     "models": "training",
     "logits": "queries",
@@ -99,8 +100,10 @@ COLUMNS = (
         "stage",
         lambda row: Cell(STAGE_LABELS[row["stage"]]),
         "The teacher is the model that a data-free method learns from, experts are the training runs that a method "
-        "matches; methods that share these, or synthetic sets, each count them in full, as none could do without. "
-        "Synthesis makes the set that a model is trained on, queries are the audit's; the total holds all stages.",
+        "matches, the generator is the generative model that images are drawn from; methods that share these, or "
+        "synthetic sets, each count them in full, as none could do without. Synthesis makes the set that a model is "
+        "trained on, queries are the audit's; the total holds all stages. Pre-training on public data is shared work, "
+        "done once for all models and methods, and not counted per model.",
         brief=True,
         numeric=False,
     ),

@@ -36,13 +36,16 @@ class Division(NamedTuple):
 def divide(taken: np.ndarray, membership: np.ndarray) -> Division:
     """Divide canaries by whether the synthetic sets of the models that hold them are made from them.
 
+    A canary that no model holds, as may be with the first few of a run's shadow models, is in no part.
+
     Args:
         taken: bool ``(canary, model)``, the model's set holds something made from the canary.
-        membership: bool ``(canary, model)``; each canary is IN some model.
+        membership: bool ``(canary, model)``.
     """
-    used = (taken | ~membership).all(axis=1)
-    unused = ~(taken & membership).any(axis=1)
-    return Division(used, unused, ~used & ~unused)
+    held = membership.any(axis=1)
+    used = (taken | ~membership).all(axis=1) & held
+    unused = ~(taken & membership).any(axis=1) & held
+    return Division(used, unused, held & ~used & ~unused)
 
 
 class Groups(NamedTuple):

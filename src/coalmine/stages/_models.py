@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter
 
 from coalmine.artefacts import check_header, digest, read_npz
+from coalmine.errors import CoalmineError
 from coalmine.mechanism import Mechanism
 from coalmine.models.settings import ModelSettings
 from coalmine.run_files import read_account
@@ -83,6 +84,16 @@ def made_from(data: PrivateData, mechanism: Mechanism | None) -> dict[str, Any]:
     return {**data.digests(), **({"mechanism": asdict(mechanism)} if mechanism else {})}
 
 
+class _NotGiven:
+    """Stands for what a stage's spec leaves out, since it must not matter there: any use is refused."""
+
+    def __init__(self, name: str, method: str) -> None:
+        self._what = f"{method} asks for the {name}, which its generative models and sets must not depend on"
+
+    def __getattr__(self, name: str) -> Any:
+        raise CoalmineError(f"{self._what}; use its own settings instead.")
+
+
 def setup(
     spec: dict[str, Any],
     classes: int,
@@ -92,16 +103,22 @@ def setup(
     mechanism: Mechanism | None = None,
     **further: Any,
 ) -> Setup:
-    """Return what methods are given besides private data, read from a ``synthesize``, ``train`` or ``distil`` spec.
+    """Return what methods are given besides private data, from a ``fit``, ``synthesize``, ``train`` or ``distil`` spec.
 
-    ``further`` are those fields of ``Setup`` that training has not.
+    ``further`` are those fields of ``Setup`` that training has not. Methods with generative models are not told how the
+    audited model is trained when they fit and draw from these.
     """
+
+    def told(name: str, kind: Any) -> Any:
+        method = spec["method"]
+        return TypeAdapter(kind).validate_json(json.dumps(spec[name])) if name in spec else _NotGiven(name, method)
+
     return Setup(
         method=spec["method"],
         seed=spec["seed"],
-        model=TypeAdapter(ModelSettings).validate_json(json.dumps(spec["model"])),
-        recipe=Recipe.model_validate_json(json.dumps(spec["training"])),
-        normalisation=Normalisation.model_validate_json(json.dumps(spec["normalisation"])),
+        model=told("model", ModelSettings),
+        recipe=told("training", Recipe),
+        normalisation=told("normalisation", Normalisation),
         classes=classes,
         mechanism=mechanism,
         device=device,

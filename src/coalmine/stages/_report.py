@@ -19,7 +19,6 @@ def load(arguments: argparse.Namespace) -> tuple[ModuleType, Any, Results]:
     module = importlib.import_module(f"coalmine.reporting.{arguments.spec['name']}")
     settings = module.Settings.model_validate_json(json.dumps(arguments.spec["settings"]))
     methods = getattr(settings, "needed", settings.methods)
-    known = {
-        name: getattr(settings, name) for name in ("experts", "sets", "teachers", "visual") if hasattr(settings, name)
-    }
+    facts = ("experts", "generators", "sets", "teachers", "visual")
+    known = {name: getattr(settings, name) for name in facts if hasattr(settings, name)}
     return module, settings, load_results(arguments.out[0].parent, methods, **known)

@@ -10,7 +10,7 @@ from coalmine.audit.design import population
 from coalmine.progress import reporter
 from coalmine.run_files import design_digest, read_design
 from coalmine.stages import _command
-from coalmine.stages._methods import load_method, method_module
+from coalmine.stages._methods import load_fit, load_method, method_module
 
 
 def main() -> None:
@@ -23,12 +23,14 @@ def main() -> None:
     labels = read_npy(arguments.labels, "int64", (None,))
     canaries, membership = arguments.design
     design = read_design(canaries, membership, labels)
-    method, settings = load_method(spec)
+    fits = [*spec["settings"]] == ["fit"]
+    method, settings = load_fit(spec) if fits else load_method(spec)
+    own = spec["settings"]["fit"] if fits else spec["settings"]
     size = population(design, len(labels))
     guarantee = method.guarantee(settings, size)
     (out,) = arguments.out
     header = _command.header("account", spec, method_module(spec), inputs={"design": design_digest(design)})
-    write_json(out, {**header, "population": size, "clip": spec["settings"]["clip"], "guarantee": asdict(guarantee)})
+    write_json(out, {**header, "population": size, "clip": own["clip"], "guarantee": asdict(guarantee)})
     mechanism = guarantee.mechanism
     reporter(f"account {spec['method']}")(
         f"epsilon {guarantee.epsilon:.4g} at delta {guarantee.delta:g} ({guarantee.accountant}) with noise multiplier "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from pydantic import TypeAdapter
 
-from coalmine.artefacts import Header, check_header, digest, read_npz, read_safetensors, write_json, write_npz
+from coalmine.artefacts import digest, write_json, write_npz
 from coalmine.audit.visual import (
     Euclidean,
     Metric,
@@ -28,14 +25,13 @@ from coalmine.audit.visual import (
 )
 from coalmine.data.images import ImageSet
 from coalmine.errors import CoalmineError
-from coalmine.models.settings import ModelSettings
 from coalmine.progress import reporter
 from coalmine.run_files import read_images
 from coalmine.seeds import numpy_generator, seed_sequence
 from coalmine.shadows import PrivateData
 from coalmine.stages import _command, _models
-from coalmine.training.inference import embed
-from coalmine.training.recipe import Normalisation, Recipe
+from coalmine.stages._features import read_features
+from coalmine.stages._synthetic import read_arrays
 
 SECONDS_BETWEEN_LINES = 30
 
@@ -65,17 +61,8 @@ def read_shown(path: Path, spec: dict[str, Any], data: PrivateData, digests: dic
     Raises:
         CoalmineError: the set is another's, is empty, or its images are no images like the private ones.
     """
-    header, arrays = read_npz(path)
-    shadow = _command.shadow_number(path)
-    made_from = {f"inputs__{name}": value for name, value in digests.items()}
-    maker = "distil" if header.get("stage") == "distil" else "synthesize"
-    check_header(path, header, stage=maker, spec__method=spec["method"], shadow=shadow, **made_from)
+    shadow, arrays = read_arrays(path, spec["method"], data, digests)
     images, source = arrays["images"], arrays["source"]
-    if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != data.images.shape[1:] or not len(images):
-        raise CoalmineError(
-            f"{path}: the synthetic images are {images.dtype} of shape {images.shape}, expected at least one, uint8 or "
-            f"float32, like the private ones: (n, {', '.join(map(str, data.images.shape[1:]))}). Mend the method."
-        )
     position = np.arange(len(images))
     if len(images) > spec["images"]:
         rng = numpy_generator(spec["seed"], spec["method"], shadow, "visual")
@@ -134,26 +121,6 @@ def compared(
             told = time.monotonic()
             progress(f"{name}: {done} of {len(sets)} shadow models compared")
     return found
-
-
-def read_features(
-    path: Path, spec: dict[str, Any], device: torch.device
-) -> tuple[Header, Callable[[np.ndarray], np.ndarray]]:
-    """Read a network of the ``pretrain`` stage; return its header and what maps images to its features."""
-    header, weights = read_safetensors(path)
-    check_header(path, header, stage="pretrain", spec__normalisation=spec["normalisation"])
-    model = TypeAdapter(ModelSettings).validate_json(json.dumps(header["spec"]["model"]))
-    recipe = Recipe.model_validate_json(json.dumps(header["spec"]["training"]))
-    normalisation = Normalisation.model_validate_json(json.dumps(spec["normalisation"]))
-    state = {name: torch.from_numpy(array) for name, array in weights.items()}
-
-    def features(images: np.ndarray) -> np.ndarray:
-        of_images, _ = embed(
-            model, state, images, normalisation, header["classes"], device=device, precision=recipe.precision
-        )
-        return of_images
-
-    return header, features
 
 
 def read_public(paths: Sequence[Path], data: PrivateData) -> ImageSet | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from coalmine.artefacts import check_header, read_npy, read_npz, write_json, write_npz
 from coalmine.audit.attacks import attack_scores, primary_attack
-from coalmine.audit.design import Design, shuffled_membership
+from coalmine.audit.design import Design, first_models, shuffled_membership
 from coalmine.audit.inheritance import inheritance
 from coalmine.audit.metrics import evaluate, max_over_variants, memorised
 from coalmine.errors import CoalmineError
@@ -164,8 +164,11 @@ def main() -> None:
     spec = arguments.spec
     progress = reporter(f"score {spec['method']}")
     canaries, membership_file = arguments.design
-    design = read_design(canaries, membership_file, read_npy(arguments.labels, "int64", (None,)))
-    drawn_for = design_digest(design)
+    whole = read_design(canaries, membership_file, read_npy(arguments.labels, "int64", (None,)))
+    drawn_for = design_digest(whole)
+    design = first_models(whole, spec["shadows"])
+    if len(arguments.logits) != spec["shadows"]:
+        raise CoalmineError(f"--logits lists {len(arguments.logits)} files for {spec['shadows']} shadow models.")
     canary_logits, test_logits = read_logits(arguments.logits, spec["of"], drawn_for)
     teacher_logits = read_teachers(arguments.teacher, spec, canary_logits, drawn_for)
     test = read_images(*arguments.test)

@@ -24,6 +24,9 @@ def main() -> None:
     _models.add_execution(command)
     command.add_argument("--public", type=Path, nargs="*", default=[], help="public images and labels, if needed")
     command.add_argument("--experts", type=Path, nargs="*", default=[], help="experts of the shadow models, if needed")
+    command.add_argument(
+        "--generators", type=Path, nargs="*", default=[], help="generative models of the shadow models, if needed"
+    )
     arguments = command.parse_args()
     spec = arguments.spec
     outputs = [path for path in arguments.out if path.suffix == ".npz"]
@@ -35,12 +38,16 @@ def main() -> None:
     inputs = _models.made_from(data, mechanism)
     method, settings = load_method(spec)
     experts = _models.by_shadow(arguments.experts, ".safetensors")
+    generators = _models.by_shadow(arguments.generators, ".safetensors")
 
     base = _command.header("synthesize", spec, method_module(spec))
 
     def header(shadow: int) -> Header:
-        taught = {"experts": _made_for(experts[shadow], shadow, inputs)} if experts else {}
-        return {**base, "shadow": shadow, "inputs": {**inputs, **taught}}
+        given = {
+            **({"experts": _made_for(experts[shadow], shadow, inputs, "experts")} if experts else {}),
+            **({"generator": _generator_of(generators[shadow], shadow, inputs, spec)} if generators else {}),
+        }
+        return {**base, "shadow": shadow, "inputs": {**inputs, **given}}
 
     batch = Batch(outputs, header, lambda path: read_npz(path)[0], progress)
     setup = _models.setup(
@@ -52,6 +59,8 @@ def main() -> None:
         mechanism,
         public=public,
         experts=(lambda shadow: experts[shadow.number]) if experts else None,
+        generator=(lambda shadow: generators[shadow.number]) if generators else None,
+        class_names=data.classes,
         checkpoint=lambda shadow: batch.checkpoint(shadow.number),
     )
     shadows = [data.shadow(number) for number in batch.waiting]
@@ -77,11 +86,18 @@ def main() -> None:
     batch.publish()
 
 
-def _made_for(experts: Path, shadow: int, inputs: dict[str, Any]) -> Header:
-    """Return the header of a file of experts, which determines their weights; refuse another shadow model's."""
-    header = read_safetensors_header(experts)
-    check_header(experts, header, stage="experts", shadow=shadow, inputs__private=inputs["private"])
-    check_header(experts, header, inputs__design=inputs["design"])
+def _made_for(path: Path, shadow: int, inputs: dict[str, Any], stage: str) -> Header:
+    """Return the header of a file that a stage made, which determines its weights; refuse another shadow model's."""
+    header = read_safetensors_header(path)
+    check_header(path, header, stage=stage, shadow=shadow, inputs__private=inputs["private"])
+    check_header(path, header, inputs__design=inputs["design"])
+    return header
+
+
+def _generator_of(path: Path, shadow: int, inputs: dict[str, Any], spec: dict[str, Any]) -> Header:
+    """Return the header of a generative model; refuse another shadow model's or method's."""
+    header = _made_for(path, shadow, inputs, "fit")
+    check_header(path, header, spec__method=spec["generator"])
     return header
 
 

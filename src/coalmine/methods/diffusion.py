@@ -1,0 +1,85 @@
+"""Diffusion: a class-conditional diffusion model learns the private images, and new ones are drawn from it.
+
+Zhao and Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025), audit images of a pre-trained
+diffusion model that was fine-tuned on private data, and call one that was trained from scratch the comparison that they
+would like to see. Both are entries with this file; Stable Diffusion is ``stable_diffusion``.
+
+    fit:  start from a new U-Net, or from one that public data have trained (``pretrained``)
+          train it to remove noise from the private images, given their labels (``coalmine.diffusion.training``)
+    draw: image-to-image (``strength``): every private image, with noise of that strength, made anew with its label
+          or class-conditional: from noise alone, all classes alike
+          by a deterministic solver with classifier-free guidance (``coalmine.diffusion.sampling``)
+
+Private information enters through the weights and, image-to-image, through every single image: at a low strength it is
+hardly changed. Its label is the one that training was given, so a canary's is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt, model_validator
+
+from coalmine.diffusion.settings import Fit, Sampling, unfit
+from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
+
+if TYPE_CHECKING:
+    from coalmine.models.settings import ModelSettings
+    from coalmine.outline import Outline
+    from coalmine.training.recipe import Recipe
+
+SOURCE = "initialised"
+
+
+class Settings(Sampling):
+    """Hyper-parameters: whose denoisers, and what is drawn from them."""
+
+    fit: Fit | None = Field(default=None, description="How the denoisers are trained; null with `generator`.")
+    generator: str | None = Field(
+        default=None, description="Another entry of this file, whose denoisers are drawn from; null with `fit`."
+    )
+    images: PositiveInt | None = Field(
+        default=None, description="Images of a set; null: as many as the private ones that they start from."
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Image-to-image: the share of the noise levels that private images go back, 0 leaves them as they "
+        "are, 1 forgets them. Null: images are drawn from noise.",
+    )
+
+    @model_validator(mode="after")
+    def _has_denoisers_and_a_size(self) -> Settings:
+        if (self.fit is None) == (self.generator is None):
+            raise ValueError("set either fit, or generator for the denoisers of another entry")
+        if self.strength is None and self.images is None:
+            raise ValueError("images is required where they are drawn from noise (strength is null)")
+        return self
+
+
+def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline: Outline) -> tuple[str, str] | None:
+    """Return the field and the reason why these settings cannot work, or None."""
+    own = settings.fit or outline.settings[str(settings.generator)].fit
+    return unfit(own, settings, outline)
+
+
+def fit(shadows: Sequence[Shadow], own: Fit, setup: Setup) -> Iterator[Fitted]:
+    """Yield one denoiser per shadow model, in order."""
+    from coalmine.diffusion import denoiser
+
+    return denoiser.fit(shadows, own, setup)
+
+
+def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Synthetic]:
+    """Yield one synthetic set per shadow model, in order."""
+    from coalmine.diffusion.denoiser import draw, from_images, from_noise
+
+    for shadow in shadows:
+        if settings.strength is None:
+            assert settings.images
+            wanted = from_noise(settings.images, setup.classes)
+        else:
+            wanted = from_images(shadow, settings.images, settings.strength, setup)
+        yield draw(shadow, wanted, settings, setup)

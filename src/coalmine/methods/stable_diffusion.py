@@ -1,0 +1,95 @@
+"""Stable Diffusion: a model that was trained on the web's images is fine-tuned on the private ones, and drawn from.
+
+Zhao and Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025), the paradigm of pre-trained
+generators; fine-tuning and drawing follow diffusers' scripts and Yuan et al., "Real-Fake: Effective Training Data
+Synthesis Through Distribution Matching" (ICLR 2024).
+
+    fit:  enlarge the private images to what the model knows, and give each the prompt of its label
+          train low-rank changes of the U-Net's attention to remove noise from their latents (LoRA)
+    draw: image-to-image (``strength``): the latents of every private image, with noise of that strength, made anew
+          or text-to-image: from noise alone, all classes alike
+          by a deterministic solver with classifier-free guidance towards the prompt; shrink to the private images' size
+
+Private information enters through the low-rank changes and, image-to-image, through every single image: at a low
+strength it is hardly changed. A canary's prompt names its wrong label. The audit asks who was in the fine-tuning set;
+images that pre-training saw are known to every shadow model, and are no part of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt, model_validator
+
+from coalmine.diffusion import latent_settings
+from coalmine.diffusion.latent_settings import LatentFit, LatentSampling
+from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
+
+if TYPE_CHECKING:
+    from coalmine.models.settings import ModelSettings
+    from coalmine.outline import Outline
+    from coalmine.training.recipe import Recipe
+
+SOURCE = "initialised"
+
+
+class Settings(LatentSampling):
+    """Hyper-parameters: whose fine-tuned models, and what is drawn from them."""
+
+    fit: LatentFit | None = Field(default=None, description="How they are fine-tuned; null with `generator`.")
+    generator: str | None = Field(
+        default=None, description="Another entry of this file, whose models are drawn from; null with `fit`."
+    )
+    images: PositiveInt | None = Field(
+        default=None, description="Images of a set; null: as many as the private ones that they start from."
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Image-to-image: the share of the steps that private images go back, 0 leaves them as the "
+        "autoencoder renders them, 1 forgets them (Real-Fake: 0.75). Null: text-to-image.",
+    )
+
+    @model_validator(mode="after")
+    def _has_models_and_a_size(self) -> Settings:
+        if (self.fit is None) == (self.generator is None):
+            raise ValueError("set either fit, or generator for the models of another entry")
+        if self.strength is None and self.images is None:
+            raise ValueError("images is required where they are drawn from noise (strength is null)")
+        return self
+
+
+def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline: Outline) -> tuple[str, str] | None:
+    """Return the field and the reason why these settings cannot work, or None."""
+    missing = latent_settings.missing_packages()
+    if missing:
+        return "module", missing
+    if outline.channels not in (1, 3):
+        return "module", f"takes grey or RGB images, but the private ones have {outline.channels} channels."
+    found = settings.fit and latent_settings.objection(settings.fit)
+    return (f"fit.{found[0]}", found[1]) if found else None
+
+
+def fit(shadows: Sequence[Shadow], own: LatentFit, setup: Setup) -> Iterator[Fitted]:
+    """Yield the low-rank changes of each shadow model, in order."""
+    from coalmine.diffusion import latent
+
+    return latent.fit(shadows, own, setup)
+
+
+def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Synthetic]:
+    """Yield one synthetic set per shadow model, in order."""
+    from coalmine.diffusion import latent
+    from coalmine.diffusion.denoiser import from_images, from_noise
+
+    model = None
+    for shadow in shadows:
+        model = latent.read(shadow, settings.lora_scale, setup, model)
+        if settings.strength is None:
+            assert settings.images
+            wanted = from_noise(settings.images, setup.classes)
+        else:
+            wanted = from_images(shadow, settings.images, settings.strength, setup)
+        yield latent.draw(model, shadow, wanted, settings, setup)

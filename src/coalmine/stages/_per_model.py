@@ -1,0 +1,60 @@
+"""What stages share that measure several shadow models in one job and write one file about all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coalmine.artefacts import Header, write_json
+from coalmine.checkpoint import Checkpoint
+
+
+def summary(per_model: Sequence[float]) -> dict[str, Any]:
+    """Return the mean over shadow models, its standard error (None of a single one), and the values themselves."""
+    values = np.asarray(per_model, dtype=np.float64)
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"value": float(values.mean()), "se": error, "per_model": values.tolist()}
+
+
+class Finished:
+    """The parts of a job that are finished, by name, kept on disk until its file is written.
+
+    They lie where Snakemake deletes nothing (``.finished`` beside the file), and are taken up again only by a job with
+    the same header: spec, code and inputs.
+
+    Args:
+        out: the file that the job will write.
+        header: the header that it will have.
+        progress: prints a line.
+    """
+
+    def __init__(self, out: Path, header: Header, progress: Callable[[str], None]) -> None:
+        self._out, self._header = out, header
+        self._checkpoint = Checkpoint(out.parent / ".finished" / f"{out.stem}.checkpoint.npz", header)
+        self._numbers = self._checkpoint.load() or {}
+        if self._numbers:
+            progress(f"{len(self._numbers)} parts were finished by an interrupted job and are kept")
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a part is finished."""
+        return name in self._numbers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return the numbers of a finished part, float64 ``(k,)``."""
+        return self._numbers[name]
+
+    def add(self, numbers: Mapping[str, np.ndarray]) -> None:
+        """Keep the numbers of parts that are finished now."""
+        self._numbers |= numbers
+        self._checkpoint.save(self._numbers)
+
+    def publish(self, content: dict[str, Any]) -> None:
+        """Write the file: its header and what is found; then forget the parts."""
+        write_json(self._out, {**self._header, **content})
+        self._checkpoint.remove()
+        with suppress(OSError):  # nothing to be kept, or another method's job uses it
+            (self._out.parent / ".finished").rmdir()
