@@ -590,13 +590,16 @@ def test_the_seconds_of_an_interrupted_training_are_added_up(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("reports", [False, True])
-def test_a_training_that_is_no_longer_finite_is_told_with_a_remedy(
+def test_a_training_that_is_no_longer_finite_is_told_with_a_remedy_at_the_next_report(
     reports: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Clock, "is_time_to_report", lambda self: reports)
     run = Run(learning(learning_rate=1e30))
     with pytest.raises(CoalmineError, match=r"^model 7: .* no longer finite; lower learning_rate \(now 1e\+30\)"):
         run.go()
+    assert len(run.lines) == (1 if reports else 0), "the loss of the first step was finite still"
+    steps = {float(one["step"]) for one in run.update.optimiser.state.values()}
+    assert steps == {2.0 if reports else 6.0}
 
 
 def test_weights_that_are_not_finite_in_the_end_are_refused_in_private_training_too() -> None:

@@ -11,6 +11,8 @@ import yaml
 from checkouts import REPOSITORY, Checkout, copy_sources
 
 PRESETS = sorted(path.name for path in (REPOSITORY / "workflow/presets").glob("*.yaml"))
+WHOLE = [name for name in PRESETS if not name.startswith("dpdiff-")]
+"""Presets with all targets; the others have those of private diffusion models."""
 TABLES = (*(f"table{number}" for number in (1, 2, 3, 4, 5, 6, 7)), "dpdiff_table1")
 FIGURES = (
     *(f"figure{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)),
@@ -19,7 +21,7 @@ FIGURES = (
 LOCK = (REPOSITORY / "requirements.lock").read_text()
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("preset", [None, *WHOLE])
 def test_every_target_of_every_preset_can_be_planned(tmp_path: Path, preset: str | None) -> None:
     checkout = Checkout(tmp_path / "checkout")
     copy_sources(checkout.root)
@@ -30,6 +32,18 @@ def test_every_target_of_every_preset_can_be_planned(tmp_path: Path, preset: str
     assert (int(jobs["publish_table"]), int(jobs["publish_figure"])) == (len(TABLES), len(FIGURES))
     assert ("download_cifar_10_binary" in jobs) == (preset is not None)
     assert ("design_average" in jobs) == (preset == "paper.yaml")
+
+
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - {*WHOLE}))
+def test_the_runs_of_private_diffusion_can_be_planned(tmp_path: Path, preset: str) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    copy_sources(checkout.root)
+    printed = checkout.snakemake("all", "--dry-run", "--cores", "1", "--configfile", f"workflow/presets/{preset}")
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, flags=re.MULTILINE))
+    assert {"account", "pretrain_denoiser", "quality", "sizes", "recipes"} <= jobs.keys()
+    named = yaml.safe_load((REPOSITORY / "workflow/presets" / preset).read_text())
+    shown = [sum(one is not None for one in named[section].values()) for section in ("tables", "figures")]
+    assert [int(jobs["publish_table"]), int(jobs["publish_figure"])] == shown
 
 
 def generate():

@@ -49,6 +49,7 @@ if RUN.pretrained:
             f"{ROOT}/pretrained/{{pretrained}}.json",
         log:
             f"{ROOT}/logs/pretrain/{{pretrained}}.log",
+        priority: 10  # much waits for it
         conda:
             "../../envs/coalmine.yaml"
         threads: 1
@@ -126,6 +127,7 @@ for part in parts():
             f"{ROOT}/logs/fit/{{method}}-{part.name}.log",
         wildcard_constraints:
             method=methods_that_fit(part.count),
+        priority: 10  # the longest jobs first: at the end, nothing waits for one alone
         conda:
             "../../envs/coalmine.yaml"
         threads: 1

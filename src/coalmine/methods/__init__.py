@@ -25,7 +25,17 @@ It may also define, for what it needs,
 - ``objection(settings, model, recipe, outline)``, which returns the field and the reason why settings cannot work, or
   None, before any job starts (``outline``: what is known about the run by then, :class:`coalmine.outline.Outline`);
 - ``guarantee(settings, population)``, if the method is differentially private: its
-  :class:`coalmine.accounting.Guarantee`. ``setup.mechanism`` is then what it may do, ``Settings`` have ``clip``.
+  :class:`coalmine.accounting.Guarantee`. ``setup.mechanism`` is then what it may do, ``Settings`` have ``clip``;
+- ``fit(shadows, own, setup)``, beside ``synthesize``: it yields one :class:`coalmine.shadows.Fitted` per shadow model,
+  in order, a generative model that ``synthesize`` then draws from (``setup.generator(shadow)`` is its file). ``own`` is
+  the block ``fit`` of ``Settings``, and all that fitting depends on: what else they hold says what is drawn. Neither
+  stage is told the audited model, its recipe or the normalisation. ``guarantee`` is then given that block, which has
+  ``clip``, and ``setup.mechanism`` is ``fit``'s.
+
+``Settings`` of a method with ``fit`` may have a field ``generator: str | None``: another entry of the same file, whose
+generative models are drawn from in place of its own, and the block ``fit`` a field ``pretrained: str | None``: an entry
+of the section ``pretrained``, a denoiser that public data train once for all shadow models. ``fit`` is given its file
+(``setup.pretrained``).
 
 A method whose ``Settings`` have a field ``experts: str`` names an entry of the section ``experts`` with it, and is
 given the file of that entry's trajectories (``setup.experts``).
