@@ -59,16 +59,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cpu": {
         "size": 16,
         "start": MODERATE,
-        "scratch": {"steps": 2000, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
+        "scratch": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
         "public": {"steps": 2500, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
         "private": {
-            **{"epsilon": 10.0, "steps": 100, "batch_size": 256, "views": 4, "clip": 0.1, "micro_batch": 32},
+            **{"epsilon": 10.0, "steps": 60, "batch_size": 256, "views": 4, "clip": 0.1, "micro_batch": 32},
             **{"learning_rate": 1e-3, "average": 0.95, "augmentation": FLIP},
         },
         "sampling": Sampling(levels=15, clip=True, images_at_once=256),
-        "images": 5000,
+        "images": 4000,
         "classifier": ResNet(width=16, blocks=(1, 1, 1)),
-        "recipe": Recipe(epochs=20, batch_size=128, schedule="cosine", milestones=(), augmentation={"shift": 2}),
+        "recipe": Recipe(epochs=10, batch_size=128, schedule="cosine", milestones=(), augmentation={"shift": 2}),
     },
     "paper": {
         "size": 32,
