@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cpu": {
         "size": 16,
         "start": MODERATE,
-        "scratch": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
+        "scratch": {"steps": 1000, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
         "public": {"steps": 2500, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "augmentation": FLIP},
         "private": {
             **{"epsilon": 10.0, "steps": 60, "batch_size": 256, "views": 4, "clip": 0.1, "micro_batch": 32},

@@ -1085,6 +1085,15 @@ def test_methods_may_have_fewer_shadow_models_than_the_run() -> None:
     assert check(json.loads(drawn.spec("configuration"))).shadows_of("tuned") == 16
 
 
+def test_experts_of_the_same_name_do_not_change_the_number_of_a_methods_shadow_models(
+    own_method: Callable[[str], Any],
+) -> None:
+    own_method(MATCHER)
+    both = run(MATCHED, "methods: {mine: null, quick: {module: own, experts: quick, shadows: 16}}")
+    assert both.experts == ["quick"]
+    assert both.shadows_of("quick") == 16
+
+
 @pytest.mark.parametrize(
     ("overlay", "told"),
     [

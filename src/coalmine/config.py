@@ -236,9 +236,7 @@ class Run:
         return range(self.config.shadows)
 
     def shadows_of(self, name: str) -> int:
-        """Return how many shadow models are made for a method, a control or experts: the first so many of the run's."""
-        if name in self.experts:
-            return self.config.shadows
+        """Return how many shadow models are made for a method or a control: the first so many of the run's."""
         return self.method(self.models_of(name)).shadows or self.config.shadows
 
     @cached_property

@@ -89,7 +89,7 @@ def shadow_names(count):
 
 
 def shadows_of(method):
-    """Names of the shadow models that are made for a method, a control or experts."""
+    """Names of the shadow models that are made for a method or a control."""
     return shadow_names(RUN.shadows_of(method))
 
 
@@ -127,10 +127,11 @@ def parts():
 
 
 def per_shadow(stage, method, suffix):
-    """One artefact a shadow model, each with its measurements beside it."""
+    """One artefact a shadow model, each with its measurements beside it; experts are made for all of the run's."""
+    every = stage == "experts"
     return [
         f"{ROOT}/{stage}/{method}/{shadow}.{ending}"
-        for shadow in shadows_of(method)
+        for shadow in (shadow_names(len(RUN.shadows)) if every else shadows_of(method))
         for ending in (suffix, "json")
     ]
 
