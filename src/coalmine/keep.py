@@ -17,17 +17,22 @@ from coalmine.artefacts import read_json, write_json
 from coalmine.errors import CoalmineError
 
 
+REPORTS = (".csv", ".html", ".tex", ".png", ".pdf")
+"""What finished tables and figures are written as."""
+
+
 def keep(run: Path, target: Path) -> list[Path]:
     """Copy tables, figures and the configuration of a run into ``target`` and write ``provenance.json``.
 
     Raises:
         CoalmineError: the run has no finished table or figure, or the sources differ from their commit.
     """
-    finished = sorted([*run.glob("table*.*"), *run.glob("figure*.*"), *run.glob("config.json")])
+    finished = sorted(path for path in run.glob("*.*") if path.suffix in REPORTS)
     if not finished:
         raise CoalmineError(f"{run} holds no finished table or figure. Make them first: snakemake --cores all")
     record = {"commit": commit(), "code": code_hashes(run), "cost": cost(run)}
     target.mkdir(parents=True, exist_ok=True)
+    finished += sorted(run.glob("config.json"))
     for path in finished:
         shutil.copyfile(path, target / path.name)
     write_json(target / "provenance.json", record)
@@ -59,7 +64,7 @@ def cost(run: Path) -> dict[str, Any]:
     """Return device-seconds by stage, the devices and the versions, from the measurements beside all artefacts."""
     seconds: dict[str, float] = defaultdict(float)
     devices, versions, last = set(), set(), ""
-    for stage in ("experts", "synthetic", "models", "logits"):
+    for stage in ("experts", "generators", "synthetic", "models", "logits"):
         for path in run.glob(f"{stage}/*/*.json"):
             measured = read_json(path)
             seconds[stage] += measured["seconds"]
