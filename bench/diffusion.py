@@ -229,7 +229,7 @@ def measure(data: tuple[ImageSet, ImageSet, ImageSet], folder: Path, preset: str
     features = classifier("public", public, preset, device)
 
     def represented(images: np.ndarray) -> np.ndarray:
-        found = embed(model, features, images, NORMALISATION, CLASSES, device=device)
+        found, _ = embed(model, features, images, NORMALISATION, CLASSES, device=device)
         return np.asarray(found, dtype=np.float64)
 
     real, held_out = represented(private.images), represented(test.images)
@@ -273,18 +273,18 @@ def report(folder: Path, preset: str, file: Path, picture: Path) -> None:
     write_json(file, results)
     made = [*sets(folder)]
     with style.context():
-        figure, panels = style.new_figure(4.2 * len(made), (CLASSES * len(made), SHOWN))
-        for block, (row, data, _) in enumerate(made):
-            for label in range(CLASSES):
-                for column, position in enumerate(np.flatnonzero(data.labels == label)[:SHOWN]):
-                    axes = panels[(block * CLASSES + label) * SHOWN + column]
-                    axes.imshow(data.images[position], interpolation="nearest")
-                    axes.set_axis_off()
-            text = panels[block * CLASSES * SHOWN].annotate(
-                row, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8
-            )
-            text.set_in_layout(False)
-        figure.savefig(picture, dpi=130)
+        figure, panels = style.new_figure(3.4, (1, len(made)))
+        for axes, (row, data, _) in zip(panels, made, strict=True):
+            axes.imshow(tiles(data), interpolation="nearest")
+            axes.set_title(row, loc="left", fontsize=9)
+            axes.set_axis_off()
+        figure.savefig(picture, dpi=160)
+
+
+def tiles(data: ImageSet) -> np.ndarray:
+    """Return the first images of each class side by side, one row a class, (height, width, channel)."""
+    rows = [data.images[data.labels == label][:SHOWN] for label in range(CLASSES)]
+    return np.concatenate([np.concatenate([*row], axis=1) for row in rows], axis=0)
 
 
 def main() -> None:
