@@ -16,7 +16,6 @@ from typing import Any
 from coalmine.artefacts import read_json, write_json
 from coalmine.errors import CoalmineError
 
-
 REPORTS = (".csv", ".html", ".tex", ".png", ".pdf")
 """What finished tables and figures are written as."""
 
