@@ -1,0 +1,153 @@
+"""Snakemake's own graph of jobs, read without running any: what `coalmine plan` prices and `coalmine verify` expects.
+
+This is the one place that touches Snakemake's Python interface. Its documented part builds a graph and prints it; the
+jobs themselves are reached through `Workflow._prepare_dag` and `_build_dag`, as all of its own commands reach them. The
+version of Snakemake is pinned, and tests hold this module against `snakemake --dry-run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coalmine.errors import CoalmineError
+
+if TYPE_CHECKING:
+    from coalmine.config import Run
+
+_BATCHED = re.compile(r"^(?P<stage>[a-z_]+?)_\d+(_of_\d+)?$")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of Snakemake.
+
+    Attributes:
+        rule: the rule's name, such as ``train_016``.
+        stage: what it does: the rule's name without shadow models, such as ``train``.
+        subject: whom it does it for: the method, experts, network, table or figure; empty where there is but one.
+        inputs: files that it reads.
+        outputs: files that it makes.
+        spec: the configuration that its stage uses; None for a job that only collects files.
+        code: hash of the code that it runs; None likewise.
+        threads: CPU threads that it is given.
+        resources: what else it is given: ``mem_mb``, ``runtime`` in minutes, ``gpu``.
+        needed: whether Snakemake would run it now.
+    """
+
+    rule: str
+    stage: str
+    subject: str
+    inputs: tuple[Path, ...] = field(repr=False)
+    outputs: tuple[Path, ...]
+    spec: dict[str, Any] | None = field(repr=False)
+    code: str | None
+    threads: int
+    resources: dict[str, Any]
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The jobs behind some targets, those before others first, and the checked configuration."""
+
+    run: Run
+    jobs: tuple[Job, ...]
+
+
+def read_graph(
+    targets: Sequence[str] = (),
+    configfiles: Iterable[Path] = (),
+    *,
+    directory: Path | None = None,
+    snakefile: Path = Path("Snakefile"),
+    max_checksum_file_size: int = 10**9,
+) -> Graph:
+    """Let Snakemake build its graph of all jobs behind ``targets``, those that are up to date included.
+
+    Args:
+        targets: files or rules; every table and figure if there are none.
+        configfiles: overlays on ``config.yaml``, the last one wins, as for ``snakemake --configfile``.
+        directory: where ``results/`` lies; the current folder by default.
+        snakefile: the workflow.
+        max_checksum_file_size: up to how many bytes Snakemake compares files by content, not by time; that of
+            ``profiles/default`` by default.
+
+    Raises:
+        CoalmineError: with Snakemake's own words, if it refuses the configuration or a target.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings.enums import Quietness
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+
+    if not snakefile.is_file():
+        raise CoalmineError(f"There is no {snakefile.resolve()}: run this command in the folder of the Snakefile.")
+    overlays = [_existing(path) for path in configfiles]
+    try:
+        with _quiet(), SnakemakeApi(OutputSettings(quiet=frozenset({Quietness.ALL}))) as api:
+            workflow_api = api.workflow(
+                resource_settings=ResourceSettings(cores=os.cpu_count() or 1),
+                config_settings=ConfigSettings(configfiles=overlays),
+                snakefile=snakefile.resolve(),
+                workdir=directory and directory.resolve(),
+            )
+            workflow_api.dag(DAGSettings(targets=frozenset(targets), max_checksum_file_size=max_checksum_file_size))
+            workflow = workflow_api._workflow
+            workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True, nolock=True)
+            workflow._build_dag()
+            jobs = tuple(_read_job(workflow.dag, job) for job in _in_order(workflow.dag))
+            return Graph(workflow.globals["RUN"], jobs)
+    except WorkflowError as error:
+        raise CoalmineError(_words(error)) from None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise CoalmineError(f"{path}, given as --configfile, does not exist.")
+    return path.resolve()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Snakemake's notices ("Building DAG of jobs...") to itself."""
+    with redirect_stderr(StringIO()):
+        yield
+
+
+def _words(error: Exception) -> str:
+    """Return what an error of Snakemake says, without its traceback."""
+    return "\n".join(str(part) for part in error.args) or type(error).__name__
+
+
+def _in_order(dag: Any) -> list[Any]:
+    """Return all jobs, those before others first."""
+    return [
+        job for level in dag.toposorted() for job in sorted(level, key=lambda job: (job.rule.name, str(job.output)))
+    ]
+
+
+def _read_job(dag: Any, job: Any) -> Job:
+    name = job.rule.name
+    batched = _BATCHED.match(name)
+    parameters: Mapping[str, Any] = dict(job.params.items())
+    spec = json.loads(parameters["spec"]) if "spec" in parameters else None
+    return Job(
+        rule=name,
+        stage=batched["stage"] if batched else name,
+        subject=next(iter(job.wildcards_dict.values()), ""),
+        inputs=tuple(map(Path, job.input)),
+        outputs=tuple(map(Path, job.output)),
+        spec=spec,
+        code=parameters.get("code"),
+        threads=job.threads,
+        resources={key: value for key, value in job.resources.items() if not key.startswith("_")},
+        needed=dag.needrun(job),
+    )
