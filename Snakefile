@@ -39,3 +39,16 @@ rule all:
         targets(),
         f"{ROOT}/config.json",
     localrule: True
+
+
+onstart:
+    # On a cluster, this machine's GPUs say nothing about those of others.
+    if workflow.non_local_exec and EXECUTION.device == "auto":
+        raise WorkflowError(
+            "Jobs run on other machines, but execution.device is auto: say whether they ask for a GPU each "
+            "(execution: {device: cuda}) or not (execution: {device: cpu}), for example in an overlay for --configfile."
+        )
+    # Snakemake's events count jobs by rule; the display (--logger coalmine) prices them by method and order.
+    from snakemake_logger_plugin_coalmine.announce import announce
+
+    announce(workflow.dag)

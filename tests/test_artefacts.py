@@ -2,12 +2,19 @@
 
 import errno
 import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coalmine import artefacts
+from coalmine.checksums import FOLDER
 from coalmine.errors import CoalmineError
 
 HEADER = {"stage": "train", "spec": {"seed": 1}, "code": "abc", "inputs": {"design": "d1"}}
@@ -112,7 +119,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch
     with pytest.raises(CoalmineError, match=r"disk is full.*Free some space"):
         artefacts.write_json(path, {"new": True})
     assert artefacts.read_json(path) == {"old": True}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert [file.name for file in tmp_path.iterdir() if file.name != FOLDER] == ["a.json"]
 
 
 def test_a_header_that_differs_is_refused_by_field_and_value(tmp_path: Path) -> None:
@@ -129,3 +136,169 @@ def test_a_digest_sees_content_type_shape_and_order() -> None:
     assert len({artefacts.digest(array) for array in [x, *others]}) == 6
     assert artefacts.digest(x, x + 1) != artefacts.digest(x + 1, x)
     assert artefacts.digest(x.reshape(2, 3).T) == artefacts.digest(np.ascontiguousarray(x.reshape(2, 3).T))
+
+
+# --- temporary files ---------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != FOLDER)
+
+
+def write_for_ever(path: Path) -> subprocess.Popen[str]:
+    """Return another process that has begun to write a file."""
+    code = (
+        "import sys, time, pathlib\n"
+        "from coalmine import artefacts\n"
+        "with artefacts._replacing(pathlib.Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half')\n"
+        "    file.flush()\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "writing\n"
+    return writer
+
+
+def test_what_a_killed_writer_leaves_goes_with_the_next_write_of_that_file_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with write_for_ever(path) as writer:
+        (half,) = names(tmp_path)
+        assert half == f".a.json.{writer.pid}@{socket.gethostname()}.tmp"
+        artefacts.write_json(path, 1)
+        assert names(tmp_path) == [half, "a.json"]  # its writer lives
+        writer.send_signal(signal.SIGKILL)
+    assert names(tmp_path) == [half, "a.json"]
+    artefacts.write_json(tmp_path / "b.json", 1)
+    assert names(tmp_path) == [half, "a.json", "b.json"]  # not that file
+    artefacts.write_json(path, 2)
+    assert names(tmp_path) == ["a.json", "b.json"]
+
+
+def age(path: Path, hours: float) -> None:
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize(
+    ("writer", "hours", "goes"),
+    [
+        ("{dead}@{here}", 0, True),
+        ("{dead}@{here}", -48, True),  # the clock was brought back
+        ("{alive}@{here}", 23, False),
+        ("{alive}@{here}", 25, True),  # somebody else's number by now
+        ("{dead}@elsewhere", 23, False),
+        ("{alive}@elsewhere", 25, True),
+        ("{dead}@elsewhere", -48, False),
+        ("99999999999999999999@{here}", 0, True),
+        ("1@{here}", 0, False),  # not ours to signal, but running
+        ("x{dead}@{here}", 48, False),  # of another file, a.json.x…
+        ("", 48, False),
+    ],
+)
+def test_a_temporary_file_is_left_over_when_its_writer_is_gone(
+    tmp_path: Path, writer: str, hours: float, goes: bool
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    who = writer.format(dead=gone.pid, alive=os.getppid(), here=socket.gethostname())
+    left = tmp_path / f".a.json.{who}.tmp"
+    left.write_bytes(b"half")
+    age(left, hours)
+    artefacts.write_json(tmp_path / "a.json", 1)
+    assert left.exists() != goes
+
+
+def test_names_with_special_characters_have_leftovers_of_their_own(tmp_path: Path) -> None:
+    for name in ("a[0].json", "a*.json", "a.json", "a0.json"):
+        (tmp_path / f".{name}.{2**22 + 1}@{socket.gethostname()}.tmp").touch()
+    artefacts.write_json(tmp_path / "a[0].json", 1)
+    assert len(names(tmp_path)) == 4
+    artefacts.write_json(tmp_path / "a*.json", 1)
+    assert names(tmp_path)[:2] == [
+        f".a.json.{2**22 + 1}@{socket.gethostname()}.tmp",
+        f".a0.json.{2**22 + 1}@{socket.gethostname()}.tmp",
+    ]
+
+
+def test_all_leftovers_of_a_folder_can_be_removed_at_once(tmp_path: Path) -> None:
+    for name in ("a.json", "b.npz"):
+        (tmp_path / f".{name}.{2**22 + 1}@{socket.gethostname()}.tmp").touch()
+    (tmp_path / ".hidden.tmp").touch()
+    artefacts.remove_leftovers(tmp_path)
+    artefacts.remove_leftovers(tmp_path / "missing")
+    assert names(tmp_path) == [".hidden.tmp"]
+
+
+def test_a_folder_that_another_job_removes_while_a_file_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, removed = Path.mkdir, []
+
+    def vanish(folder: Path, *arguments: object, **options: object) -> None:
+        mkdir(folder, *arguments, **options)  # type: ignore[arg-type]
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", vanish)
+    artefacts.write_json(tmp_path / "new/a.json", 1)
+    assert removed == [tmp_path / "new"]
+    assert artefacts.read_json(tmp_path / "new/a.json") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CoalmineError, match=re.escape(f"{tmp_path}/file/a.json could not be written: File exists")):
+        artefacts.write_json(tmp_path / "file/a.json", 1)
+
+
+def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        events.append("folder" if path == str(tmp_path) else "file" if path.endswith(".tmp") else path)
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "a.npz":
+            events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    artefacts.write_npz(tmp_path / "a.npz", HEADER, {})
+    assert events == ["file", "rename", "folder"]
+
+
+def test_a_file_is_placed_as_a_link_or_a_copy_and_replaces_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "kept.npz", tmp_path / "a.npz"
+    artefacts.write_npz(source, HEADER, {"x": np.arange(3)})
+    for links in (True, False):
+        target.write_bytes(b"former")
+        with monkeypatch.context() as patch:
+            if not links:
+                patch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no hard links here")))
+            artefacts.place(source, target)
+            artefacts.place(source, target)
+        assert target.samefile(source) == links
+        assert target.read_bytes() == source.read_bytes()
+        assert names(tmp_path) == ["a.npz", "kept.npz"]
+        target.unlink()
+
+
+def test_what_a_kill_leaves_of_the_record_of_a_check_sum_goes_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    left = [tmp_path / FOLDER / f".{name}.{2**22 + 1}@{socket.gethostname()}.tmp" for name in ("a.json", "b.json")]
+    for path in left:
+        path.touch()
+    artefacts.write_json(tmp_path / "a.json", 1)
+    assert [path.exists() for path in left] == [False, True]
+    artefacts.remove_leftovers(tmp_path)
+    assert names(tmp_path / FOLDER) == ["a.json"]

@@ -1198,8 +1198,15 @@ def specs(checked: Run) -> dict[str, str]:
     if checked.compares_features:
         found |= {"pretrain": checked.spec("pretrain")}
     for stage in ("table", "figure"):
-        found |= {f"{stage} {name}": checked.spec(stage, name=name) for name in checked.reports(f"{stage}s")}
+        found |= {f"{stage} {name}": shown(checked.spec(stage, name=name)) for name in checked.reports(f"{stage}s")}
     return found | {"configuration": checked.spec("configuration")}
+
+
+def shown(spec: str) -> str:
+    """The spec of a table without the costs that are predicted for its methods, which follow all of their settings."""
+    report = json.loads(spec)
+    report["settings"].pop("predicted", None)
+    return json.dumps(report, sort_keys=True)
 
 
 def of(*stages: str, method: str = "") -> Callable[[str], bool]:
@@ -1255,6 +1262,26 @@ def test_a_change_changes_the_specs_of_what_uses_it_and_the_written_configuratio
     before, after = specs(run()), specs(run(overlay))
     differing = {name for name in before if before[name] != after[name]}
     assert differing == {name for name in before if changed(name)} | {"configuration"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "changes"),
+    [
+        ("methods: {random: {training: {epochs: 9}}}", {"random"}),
+        ("audit: {views: {shift: 1}}", {"undefended", "random", "forgetting", "herding"}),
+        ("methods: {el2n: {training: {epochs: 9}}}", set()),
+        ("audit: {bootstrap: 17}", set()),
+        ("{execution: {batch: 3, device: cuda}, seed: 1}", set()),
+    ],
+)
+def test_table7_is_told_anew_what_its_methods_are_predicted_to_cost(overlay: str, changes: set[str]) -> None:
+    def predicted(checked: Run) -> list[dict[str, Any]]:
+        rows = json.loads(checked.spec("table", name="table7"))["settings"]["predicted"]
+        return [row for row in rows if row["preset"] is None]
+
+    before, after = predicted(run()), predicted(run(overlay))
+    assert {row["method"] for row in before} == {"undefended", "random", "forgetting", "herding"}
+    assert {one["method"] for one, other in zip(before, after, strict=True) if one != other} == changes
 
 
 @pytest.mark.parametrize("overlay", ["{device: cuda}", "{batch: 3}", "{mode: stacked}", "{device: cpu, batch: 1}"])

@@ -37,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tables_are_kept_with_commit_code_and_cost(run: Path, tmp_path: Path) -> None:
     keep.keep(run, tmp_path / "kept")
     kept = {"table1.csv", "dpdiff_table1.csv", "dpdiff_samples.png", "config.json", "provenance.json"}
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == kept
+    assert {path.name for path in (tmp_path / "kept").iterdir() if path.is_file()} == kept
     assert (tmp_path / "kept/table1.csv").read_text() == "a\n1\n"
     record = json.loads((tmp_path / "kept/provenance.json").read_text())
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from coalmine.artefacts import Header, read_npz, write_npz
+from coalmine.artefacts import Header, read_npz, remove_leftovers, write_npz
 from coalmine.errors import CoalmineError
 
 SECONDS_BETWEEN = 60.0
+"""The least time between two saves of one computation."""
+
+LONG_SAVE = 3.0
+"""Seconds; what takes longer to save is saved more rarely, so that saving takes a twentieth of the time at most."""
+
+_SPENT = "checkpoint/seconds"
 
 
 class Checkpoint:
@@ -25,34 +32,51 @@ class Checkpoint:
     Args:
         path: an ``.npz`` file of its own, or None.
         header: of the artefact that is being made.
-        seconds: the least time between two checkpoints that are :meth:`due`. It changes no result.
+        seconds: the least time between two checkpoints that are :meth:`due`; None for ``SECONDS_BETWEEN``. It changes
+            no result.
+
+    Attributes:
+        before: seconds that interrupted attempts had spent on what :meth:`load` returned, from the opening of their
+            checkpoint to its last save.
     """
 
-    def __init__(
-        self, path: Path | None = None, header: Header | None = None, seconds: float = SECONDS_BETWEEN
-    ) -> None:
-        self._path, self._header, self._seconds = path, header or {}, seconds
-        self._last = time.perf_counter()
+    def __init__(self, path: Path | None = None, header: Header | None = None, seconds: float | None = None) -> None:
+        self._path, self._header = path, header or {}
+        self._seconds = SECONDS_BETWEEN if seconds is None else seconds
+        self._start = self._last = time.perf_counter()
+        self._interval = self._seconds
+        self.before = 0.0
 
     def load(self) -> dict[str, np.ndarray] | None:
         """Return the state that an interrupted run of the same computation saved, or None."""
-        if self._path is None or not self._path.is_file():
+        if not self.exists():
             return None
+        assert self._path is not None
         try:
             header, arrays = read_npz(self._path)
         except CoalmineError:
             return None  # cut off by a crash of the file system: begin anew
-        return arrays if header == self._header else None
+        if header != self._header:
+            return None
+        self.before = float(arrays.pop(_SPENT, 0.0))
+        return arrays
+
+    def exists(self) -> bool:
+        """Tell whether something is saved, be it this computation's state or another's."""
+        return self._path is not None and self._path.is_file()
 
     def due(self) -> bool:
         """Tell whether enough time has passed since the last save, or since the start."""
-        return self._path is not None and time.perf_counter() - self._last >= self._seconds
+        return self._path is not None and time.perf_counter() - self._last >= self._interval
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the saved state."""
+        start = time.perf_counter()
         if self._path is not None:
-            write_npz(self._path, self._header, arrays)
+            spent = np.array(self.before + start - self._start)
+            write_npz(self._path, self._header, {**arrays, _SPENT: spent}, recorded=False)
         self._last = time.perf_counter()
+        self._interval = self._seconds * max(1.0, (self._last - start) / LONG_SAVE)
 
     def canvas(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return an array that is filled bit by bit, on disk, so that it may be larger than memory.
@@ -65,7 +89,10 @@ class Checkpoint:
         path = self._canvas()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and self.load() is not None:
-            return np.lib.format.open_memmap(path, mode="r+")
+            with suppress(ValueError, OSError):  # damaged: begin anew
+                kept = np.lib.format.open_memmap(path, mode="r+")
+                if (kept.shape, kept.dtype) == (shape, np.dtype(dtype)):
+                    return kept
         self._path.unlink(missing_ok=True)  # a state without the canvas that it tells of
         return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
 
@@ -74,12 +101,13 @@ class Checkpoint:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._canvas().unlink(missing_ok=True)
+            remove_leftovers(self._path.parent, self._path.name)
 
     def _canvas(self) -> Path:
         assert self._path is not None
         return self._path.with_suffix(".canvas.npy")
 
 
-def without(shadow: object) -> Checkpoint:
+def without(shadow: object, purpose: str = "") -> Checkpoint:
     """Return a checkpoint that keeps nothing, for computations that nobody will take up again."""
     return Checkpoint()

@@ -12,23 +12,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from coalmine import plugins, provenance
+from coalmine import plugins, provenance, texts
 from coalmine.crosscheck import AVERAGE_SUFFIX, blocks, cross_check, methods_of
 from coalmine.diffusion.settings import Pretraining
 from coalmine.distillation.settings import Experts
 from coalmine.errors import CoalmineError
 from coalmine.plugins import available, load
 from coalmine.problems import ConfigurationError, Problem, read, suggestion
-from coalmine.sections import Config, Control, Data, Features, Method, Modules, Shared
+from coalmine.sections import BLOCK, Config, Control, Data, Features, Method, Modules, Shared
 from coalmine.settings import Settings
 from coalmine.training.recipe import Recipe
+
+_DEEPEST = 32
+_MOST_BITS = 63
 
 
 def check(raw: Mapping[str, Any]) -> Run:
@@ -38,6 +41,10 @@ def check(raw: Mapping[str, Any]) -> Run:
         ConfigurationError: lists every problem with its path, and a suggestion for misspelt names.
     """
     raw = _without_null_entries(_plain_data(raw))
+    # Told alone: other messages quote what they find, and other checks look whether files are there.
+    refused = [*texts.secrets(raw)] or [*texts.objections(raw)]
+    if refused:
+        raise ConfigurationError(refused)
     checker = _Checker()
     config = checker.read(Config, raw, "")
     # The rest is checked even when something is wrong already, so that all problems are told at once.
@@ -49,13 +56,22 @@ def check(raw: Mapping[str, Any]) -> Run:
     return Run(config, modules)
 
 
-def _plain_data(value: Any) -> Any:
+def _plain_data(value: Any, depth: int = 0) -> Any:
     """Return what YAML delivers as JSON has it: keys are text, and a date is the text that it was written as."""
+    if depth > _DEEPEST:  # YAML's aliases may even lead back to where they stand
+        raise ConfigurationError([Problem("(top)", f"is nested more than {_DEEPEST} levels deep.")])
     if isinstance(value, Mapping):
-        return {str(key): _plain_data(entry) for key, entry in value.items()}
+        return {_plain_key(key): _plain_data(entry, depth + 1) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain_data(entry) for entry in value]
+        return [_plain_data(entry, depth + 1) for entry in value]
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a number of {value.bit_length()} bits"
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _plain_key(key: Any) -> str:
+    plain = _plain_data(key)
+    return plain if isinstance(plain, str) else str(plain)
 
 
 def _without_null_entries(raw: dict[str, Any]) -> dict[str, Any]:
@@ -224,6 +240,8 @@ class Run:
         self._features = modules.features
         self._recipes = modules.recipes
         self._reports = {"tables": modules.tables, "figures": modules.figures}
+        self._predictions: dict[tuple[tuple[str, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
+        self._code: dict[tuple[str, str | None], str] = {}
 
     @property
     def name(self) -> str:
@@ -238,6 +256,11 @@ class Run:
     def shadows_of(self, name: str) -> int:
         """Return how many shadow models are made for a method or a control: the first so many of the run's."""
         return self.method(self.models_of(name)).shadows or self.config.shadows
+
+    def blocks(self, count: int) -> list[list[str]]:
+        """Return the names of the first so many shadow models, as files have them, in blocks that are made together."""
+        names = [f"{shadow:03d}" for shadow in range(count)]
+        return [names[start : start + BLOCK] for start in range(0, count, BLOCK)]
 
     @cached_property
     def audited(self) -> list[str]:
@@ -329,6 +352,10 @@ class Run:
         """Names of the tables or figures of this run."""
         return list(self._reports[section])
 
+    def report_settings(self, section: str, name: str) -> Settings:
+        """Return the settings of a table or figure as they are configured."""
+        return self._reports[section][name]
+
     def report(self, section: str, name: str) -> Settings:
         """Return the settings of a table or figure, with what it must know about its methods filled in."""
         settings = self._reports[section][name]
@@ -342,11 +369,24 @@ class Run:
             twins = {method: method + AVERAGE_SUFFIX for method in methods_of(settings)}
             known = {method: twin for method, twin in twins.items() if twin in self.audited}
             changes["average"] = known | settings.average  # type: ignore[attr-defined]
+        if "predicted" in fields:
+            changes["predicted"] = self._predicted(settings)
         settings = settings.model_copy(update=changes)
         facts = self._facts(getattr(settings, "needed", methods_of(settings)))
         if "visual" in load(section, name).NEEDS:
             facts["visual"] = self.compares_images
         return settings.model_copy(update={name: fact for name, fact in facts.items() if name in fields})
+
+    def _predicted(self, settings: Settings) -> tuple[Settings, ...]:
+        """Return what the methods of a table are predicted to cost, and those of the presets that it names."""
+        from coalmine.costs.table import predictions
+
+        methods, presets = methods_of(settings), tuple(getattr(settings, "presets", ()))
+        if (methods, presets) not in self._predictions:
+            self._predictions[methods, presets] = predictions(self, methods, presets)
+        rows = {"predicted": self._predictions[methods, presets], "methods": methods}
+        own: tuple[Settings, ...] = type(settings).model_validate(rows).predicted  # type: ignore[attr-defined]
+        return own
 
     def _facts(self, names: Iterable[str]) -> dict[str, Any]:
         """Return what tables and figures must know about methods (controls have nothing of their own)."""
@@ -368,16 +408,39 @@ class Run:
     def report_needs(self, section: str, name: str) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return what a table or figure reads (see ``report_inputs``), and of which methods and controls."""
         settings = self.report(section, name)
-        return load(section, name).NEEDS, getattr(settings, "needed", methods_of(settings))
+        spared = set() if getattr(settings, "seconds", True) else {"costs"}
+        return load(section, name).NEEDS - spared, getattr(settings, "needed", methods_of(settings))
 
     def code(self, stage: str, module: str | None = None) -> str:
         """Return the code hash of a stage, with the module that it loads by name."""
-        return provenance.code_hash(f"coalmine.stages.{stage}", *([module] if module else []))
+        if (stage, module) not in self._code:
+            self._code[stage, module] = provenance.code_hash(f"coalmine.stages.{stage}", *([module] if module else []))
+        return self._code[stage, module]
 
     def method_code(self, stage: str, method: str) -> str:
-        """Return the code hash of a stage on a method, with the method's file where the stage runs it."""
-        runs_method = stage in ("account", "fit", "synthesize", "distil") or self.kind(method) == "train"
+        """Return the code hash of a stage on a method (or experts), with the method's file where the stage runs it."""
+        trains = stage == "train" and self.kind(method) == "train"
+        runs_method = trains or stage in ("account", "fit", "synthesize", "distil")
         return self.code(stage, f"coalmine.methods.{self.method(method).module}" if runs_method else None)
+
+    def made_by(self, stage: str) -> dict[str, int]:
+        """Return whose shadow models have files from a stage, and how many: methods, or the experts of that stage."""
+        if stage == "experts":
+            return dict.fromkeys(self.experts, self.config.shadows)
+        makers: dict[str, Callable[[str], bool]] = {
+            "fit": self.fits,
+            "synthesize": lambda name: self.kind(name) == "synthesize",
+            "train": lambda name: self.kind(name) != "distil",
+            "distil": lambda name: self.kind(name) == "distil",
+            "logits": lambda name: True,
+        }
+        return {name: self.shadows_of(name) for name in self.audited if makers[stage](name)}
+
+    def shows_private_data(self, stage: str, name: str) -> bool:
+        """Tell whether a stage shows private data to what a method makes: a guarantee is kept there."""
+        if stage == "synthesize":
+            return self.generator_of(name) is None
+        return stage == "fit" or (stage == "train" and self.kind(name) == "train")
 
     def source_module(self, role: str) -> str:
         """Full name of the module that reads the private or public data."""
@@ -412,9 +475,9 @@ class Run:
         """Return the sorted JSON of one file to download."""
         return provenance.canonical_json(dataclasses.asdict(remote))
 
-    def spec(self, stage: str, **which: Any) -> str:
+    def spec(self, stage: str, *of: str, **which: Any) -> str:
         """Return the sorted JSON of just the configuration that ``stage`` uses."""
-        return provenance.canonical_json(getattr(self, f"_{stage}_spec")(**which))
+        return provenance.canonical_json(getattr(self, f"_{stage}_spec")(*of, **which))
 
     def _prepare_spec(self, role: str) -> dict[str, Any]:
         module, settings = self.sources[role]

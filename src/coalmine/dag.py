@@ -22,7 +22,7 @@ from coalmine.errors import CoalmineError
 if TYPE_CHECKING:
     from coalmine.config import Run
 
-_BATCHED = re.compile(r"^(?P<stage>[a-z_]+?)_\d+(_of_\d+)?$")
+_PROGRAM = re.compile(r"python -m coalmine\.stages\.(?P<program>\w+)")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Job:
     """One job of Snakemake.
 
     Attributes:
-        rule: the rule's name, such as ``train_016``.
-        stage: what it does: the rule's name without shadow models, such as ``train``.
+        rule: the rule's name, such as ``train.undefended.016``.
+        stage: what it does: the rule's name without method and shadow models, such as ``train``.
         subject: whom it does it for: the method, experts, network, table or figure; empty where there is but one.
         inputs: files that it reads.
         outputs: files that it makes.
@@ -40,6 +40,9 @@ class Job:
         threads: CPU threads that it is given.
         resources: what else it is given: ``mem_mb``, ``runtime`` in minutes, ``gpu``.
         needed: whether Snakemake would run it now.
+        reason: why it would, in Snakemake's words; empty if it would not.
+        program: the module of ``coalmine.stages`` that it runs; empty if it runs none.
+        incomplete: outputs that are there, but that Snakemake has marked as unfinished: the job was killed.
     """
 
     rule: str
@@ -52,20 +55,31 @@ class Job:
     threads: int
     resources: dict[str, Any]
     needed: bool
+    reason: str = ""
+    program: str = ""
+    incomplete: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The jobs behind some targets, those before others first, and the checked configuration."""
+    """The jobs behind some targets.
+
+    Attributes:
+        run: the checked configuration.
+        jobs: those before others first.
+        locked: Snakemake's lock lies on their files: another run makes them now, or was killed.
+    """
 
     run: Run
     jobs: tuple[Job, ...]
+    locked: bool = False
 
 
 def read_graph(
     targets: Sequence[str] = (),
     configfiles: Iterable[Path] = (),
     *,
+    found: Iterable[Path] = (),
     directory: Path | None = None,
     snakefile: Path = Path("Snakefile"),
     max_checksum_file_size: int = 10**9,
@@ -75,7 +89,8 @@ def read_graph(
     Args:
         targets: files or rules; every table and figure if there are none.
         configfiles: overlays on ``config.yaml``, the last one wins, as for ``snakemake --configfile``.
-        directory: where ``results/`` lies; the current folder by default.
+        found: files whose jobs are wanted as well, if there is a rule that makes them; other files are passed over.
+        directory: where ``results/`` lies; the current folder by default. Paths in the graph are relative to it.
         snakefile: the workflow.
         max_checksum_file_size: up to how many bytes Snakemake compares files by content, not by time; that of
             ``profiles/default`` by default.
@@ -84,7 +99,7 @@ def read_graph(
         CoalmineError: with Snakemake's own words, if it refuses the configuration or a target.
     """
     from snakemake.api import SnakemakeApi
-    from snakemake.exceptions import WorkflowError
+    from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings.enums import Quietness
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
@@ -99,14 +114,25 @@ def read_graph(
                 snakefile=snakefile.resolve(),
                 workdir=directory and directory.resolve(),
             )
-            workflow_api.dag(DAGSettings(targets=frozenset(targets), max_checksum_file_size=max_checksum_file_size))
             workflow = workflow_api._workflow
-            workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True, nolock=True)
+            further = _producible(workflow, map(str, found))
+            wanted = frozenset([*(targets or [workflow.default_target]), *further])
+            workflow_api.dag(
+                DAGSettings(targets=wanted, max_checksum_file_size=max_checksum_file_size, force_incomplete=True)
+            )
+            workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)
             workflow._build_dag()
-            jobs = tuple(_read_job(workflow.dag, job) for job in _in_order(workflow.dag))
-            return Graph(workflow.globals["RUN"], jobs)
-    except WorkflowError as error:
+            jobs = tuple(_read_job(workflow, job) for job in _in_order(workflow.dag))
+            return Graph(workflow.globals["RUN"], jobs, workflow.persistence.locked)
+    except (WorkflowError, RuleException) as error:
         raise CoalmineError(_words(error)) from None
+
+
+def _producible(workflow: Any, paths: Iterable[str]) -> list[str]:
+    """Return the files that some rule makes."""
+    named = {str(product) for rule in workflow.rules if not rule.has_wildcards() for product in rule.products()}
+    patterns = [rule for rule in workflow.rules if rule.has_wildcards()]
+    return [path for path in paths if path in named or any(rule.is_producer(path) for rule in patterns)]
 
 
 def _existing(path: Path) -> Path:
@@ -134,20 +160,25 @@ def _in_order(dag: Any) -> list[Any]:
     ]
 
 
-def _read_job(dag: Any, job: Any) -> Job:
+def _read_job(workflow: Any, job: Any) -> Job:
     name = job.rule.name
-    batched = _BATCHED.match(name)
+    stage, *of = name.split(".")  # as in train.undefended.016; other rules have a wildcard for whom they work
     parameters: Mapping[str, Any] = dict(job.params.items())
     spec = json.loads(parameters["spec"]) if "spec" in parameters else None
+    program = _PROGRAM.search(job.rule.shellcmd or "")
+    needed = workflow.dag.needrun(job)
     return Job(
         rule=name,
-        stage=batched["stage"] if batched else name,
-        subject=next(iter(job.wildcards_dict.values()), ""),
+        stage=stage,
+        subject=next(iter([*of, *job.wildcards_dict.values()]), ""),
         inputs=tuple(map(Path, job.input)),
         outputs=tuple(map(Path, job.output)),
         spec=spec,
         code=parameters.get("code"),
         threads=job.threads,
         resources={key: value for key, value in job.resources.items() if not key.startswith("_")},
-        needed=dag.needrun(job),
+        needed=needed,
+        reason="; ".join(workflow.dag.reason(job).get_names()) if needed else "",
+        program=program["program"] if program else "",
+        incomplete=tuple(map(Path, workflow.async_run(workflow.persistence.incomplete(job)))),
     )

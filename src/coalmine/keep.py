@@ -13,20 +13,37 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from coalmine.artefacts import read_json, write_json
+from pydantic import BaseModel, ValidationError
+
+from coalmine import checksums
+from coalmine.artefacts import as_block, read_json, write_json
 from coalmine.errors import CoalmineError
 
 REPORTS = (".csv", ".html", ".tex", ".png", ".pdf")
 """What finished tables and figures are written as."""
 
 
+class _Measured(BaseModel):
+    """What the cost of a run is made of, of one artefact."""
+
+    seconds: float
+    device: str
+    versions: dict[str, str]
+    finished: str
+
+
 def keep(run: Path, target: Path) -> list[Path]:
     """Copy tables, figures and the configuration of a run into ``target`` and write ``provenance.json``.
 
     Raises:
-        CoalmineError: the run has no finished table or figure, or the sources differ from their commit.
+        CoalmineError: the run has no finished table or figure, one is a link, or the sources differ from their commit.
     """
     finished = sorted(path for path in run.glob("*.*") if path.suffix in REPORTS)
+    for path in (*finished, run / "config.json"):
+        if path.is_symlink():  # it could lead to any file of this machine, which would be published
+            raise CoalmineError(f"{path} is a link, expected a file that Snakemake made. Delete it and run it again.")
+        if path.is_file() and not checksums.holds(path):
+            raise CoalmineError(f"{path} is not as it was written. `coalmine verify` says what to do.")
     if not finished:
         raise CoalmineError(f"{run} holds no finished table or figure. Make them first: snakemake --cores all")
     record = {"commit": commit(), "code": code_hashes(run), "cost": cost(run)}
@@ -34,6 +51,7 @@ def keep(run: Path, target: Path) -> list[Path]:
     finished += sorted(run.glob("config.json"))
     for path in finished:
         shutil.copyfile(path, target / path.name)
+        checksums.carry(path, target / path.name)
     write_json(target / "provenance.json", record)
     return finished
 
@@ -51,12 +69,15 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CoalmineError(f"git does not tell the commit of the sources ({error}). Keep runs of a clone.") from error
 
 
 def code_hashes(run: Path) -> dict[str, str]:
     """Return the code hash that each method's metrics carry: that of the ``score`` stage."""
-    return {path.stem: read_json(path)["code"] for path in sorted(run.glob("metrics/*.json"))}
+    return {path.stem: as_block(path, read_json(path))["code"] for path in sorted(run.glob("metrics/*.json"))}
 
 
 def cost(run: Path) -> dict[str, Any]:
@@ -65,17 +86,24 @@ def cost(run: Path) -> dict[str, Any]:
     devices, versions, last = set(), set(), ""
     for stage in ("experts", "generators", "synthetic", "models", "logits"):
         for path in run.glob(f"{stage}/*/*.json"):
-            measured = read_json(path)
-            seconds[stage] += measured["seconds"]
-            devices.add(measured["device"])
-            versions.add(json.dumps(measured["versions"], sort_keys=True))
-            last = max(last, measured["finished"])
+            measured = _read(path)
+            seconds[stage] += measured.seconds
+            devices.add(measured.device)
+            versions.add(json.dumps(measured.versions, sort_keys=True))
+            last = max(last, measured.finished)
     return {
         "device_seconds": {stage: round(total, 1) for stage, total in seconds.items()},
         "devices": sorted(devices),
         "versions": [json.loads(text) for text in sorted(versions)],
         "finished": last,
     }
+
+
+def _read(path: Path) -> _Measured:
+    try:
+        return _Measured.model_validate(read_json(path))
+    except ValidationError as error:
+        raise CoalmineError(f"{path} holds no measurements ({error}). Delete it and run Snakemake again.") from error
 
 
 if __name__ == "__main__":

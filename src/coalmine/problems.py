@@ -28,7 +28,8 @@ class ConfigurationError(CoalmineError):
     """Everything that is wrong with a configuration, at once."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(dict.fromkeys(problems))
+        told = (Problem(_printable(path), _printable(message)) for path, message in problems)
+        self.problems = tuple(dict.fromkeys(told))
         count = f"{len(self.problems)} error{'s' if len(self.problems) > 1 else ''}"
         lines = "".join(f"\n  {path}: {message}" for path, message in self.problems)
         super().__init__(f"The configuration has {count}; nothing was started.{lines}")
@@ -143,6 +144,12 @@ def _allowed_at(model: Any, value: Any, steps: list[Any]) -> list[type[BaseModel
     blocks = [block for part in typing.get_args(model) for block in _allowed_at(part, value, [])]
     name = value.get("name") if isinstance(value, dict) else None
     return sorted(blocks, key=lambda block: block.model_fields["name"].default != name) if len(blocks) > 1 else blocks
+
+
+def _printable(text: str) -> str:
+    """Return a text for a terminal, with what would change how it shows written as escapes."""
+    shown = (letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(shown)
 
 
 def _quoted(given: Any) -> str:

@@ -9,17 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from coalmine.artefacts import check_header, digest, read_json, read_npy, write_bytes, write_npy
+from coalmine.artefacts import as_block, check_header, digest, read_json, read_npy, read_text, write_bytes, write_npy
 from coalmine.audit.design import Design
 from coalmine.data.images import ImageSet
 from coalmine.errors import CoalmineError
 
 _COLUMNS = ("canary", "index", "true_label", "canary_label", "mislabelled")
+_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the class names that the ``prepare`` stage wrote."""
-    return tuple(read_json(path)["classes"])
+    """Read the class names that the ``prepare`` stage wrote.
+
+    Raises:
+        CoalmineError: the file is missing or broken, or does not list different names.
+    """
+    classes = as_block(path, read_json(path))["classes"]
+    texts = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not texts or not 0 < len(set(classes)) == len(classes):
+        raise CoalmineError(f"{path}: classes are {classes!r}, expected a list of different names. {_REMEDY}")
+    return tuple(classes)
 
 
 def read_images(images: Path, labels: Path) -> ImageSet:
@@ -46,22 +55,29 @@ def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
         CoalmineError: the table is malformed, or it was drawn for other data.
     """
     try:
-        with open(canaries, encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(read_text(canaries), newline="")))
         table = np.array(rows[1:], dtype=np.int64).reshape(-1, len(_COLUMNS))
-    except (OSError, ValueError) as error:
-        raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}).") from error
+    except (csv.Error, OverflowError, ValueError) as error:
+        raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}). {_REMEDY}") from error
     columns = rows[0] if rows else []
     if columns != list(_COLUMNS):
-        raise CoalmineError(f"{canaries}: the columns are {columns}, expected {list(_COLUMNS)}.")
-    _, index, true_label, canary_label, mislabelled = table.T.copy()
-    if index.max(initial=-1) >= len(labels) or not np.array_equal(labels[index], true_label):
+        raise CoalmineError(f"{canaries}: the columns are {columns}, expected {list(_COLUMNS)}. {_REMEDY}")
+    number, index, true_label, canary_label, mislabelled = table.T.copy()
+    if not np.array_equal(number, np.arange(len(index))) or len(np.unique(index)) < len(index):
+        raise CoalmineError(f"{canaries}: expected the canaries 0, 1, 2 and so on, each another sample. {_REMEDY}")
+    if not np.array_equal(mislabelled, canary_label != true_label) or canary_label.min(initial=0) < 0:
+        raise CoalmineError(f"{canaries}: mislabelled must be 1 where the two labels differ, else 0. {_REMEDY}")
+    inside = index.min(initial=0) >= 0 and index.max(initial=-1) < len(labels)
+    if not inside or not np.array_equal(labels[index], true_label):
         raise CoalmineError(
             f"{canaries} was drawn for other private data: its true labels are not those of the data at hand. "
             "Delete the run's audit folder and run Snakemake again."
         )
     included = read_npy(membership, "bool", (len(index), None))
-    return Design(index, true_label, canary_label, mislabelled.astype(bool), included)
+    try:
+        return Design(index, true_label, canary_label, mislabelled.astype(bool), included)
+    except ValueError as error:
+        raise CoalmineError(f"{canaries} and {membership} are no audit design ({error}). {_REMEDY}") from error
 
 
 def read_account(path: Path, method: str, design: str) -> dict[str, Any]:
@@ -70,7 +86,7 @@ def read_account(path: Path, method: str, design: str) -> dict[str, Any]:
     Raises:
         CoalmineError: the file is missing, broken, or another method's or design's.
     """
-    account: dict[str, Any] = read_json(path)
+    account = as_block(path, read_json(path))
     check_header(path, account, stage="account", spec__method=method, inputs__design=design)
     return account
 

@@ -15,7 +15,7 @@ from coalmine.models.settings import ModelSettings
 from coalmine.settings import Settings
 from coalmine.training.recipe import Normalisation, Recipe
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 
 _SHARED_FOLDERS = ("data", "logs", "published")  # of results/, beside those of the runs
 
@@ -136,14 +136,42 @@ class Utility(Settings):
     )
 
 
+BLOCK = 32
+"""Shadow models whose files a job may read, its own among them. Fixed: what a job reads must not depend on how many
+shadow models it makes, nor grow with how many there are."""
+
+Stage = Literal[
+    "account", "design", "distil", "download", "experts", "figure", "fit", "logits", "prepare", "pretrain",
+    "pretrain_denoiser", "quality", "recipes", "resemble", "score", "sizes", "synthesize", "table", "train",
+]  # fmt: skip
+"""The stages whose jobs can be asked for other resources: the files of coalmine/stages."""
+
+ResourceName = Annotated[str, Field(pattern=r"^[a-z][a-z_]*$", max_length=32)]
+# It ends in a command line of the cluster's.
+ResourceText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@+/-]+$", max_length=128)]
+
+
 class Execution(Settings):
     """How jobs run. Nothing here changes a number beyond rounding, so nothing here reruns a job."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models are trained.")
-    batch: int = Field(default=16, ge=1, description="Shadow models made by one job.")
+    batch: int = Field(default=16, ge=1, le=BLOCK, description="Shadow models made by one job, of one block of 32.")
     mode: Literal["auto", "sequential", "stacked"] = Field(
         default="auto",
         description="Train a batch one after another or as one stacked ensemble (auto: stacked on a GPU).",
+    )
+    gpus: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="How many of this machine's GPUs may be used (auto: all that CUDA_VISIBLE_DEVICES leaves). "
+        "Clusters hand out their own.",
+    )
+    jobs_per_gpu: int = Field(
+        default=1, ge=1, le=16, description="Jobs that share a GPU, for networks that do not fill one."
+    )
+    resources: dict[Stage, dict[ResourceName, PositiveInt | ResourceText]] = Field(
+        default_factory=dict,
+        description="What the jobs of a stage ask of a cluster in place of the rules' own: runtime (minutes), mem_mb, "
+        "gpu, slurm_partition, ...",
     )
 
 
@@ -153,7 +181,9 @@ class Config(Settings):
     run: Name = Field(description="Names the run: everything lies under results/<run>/.")
     seed: int = Field(default=0, ge=0, description="The one seed.")
     shadows: int = Field(
-        description="Number of shadow models, even.", json_schema_extra={"minimum": 6, "multipleOf": 2}
+        le=10_000,
+        description="Number of shadow models, even.",
+        json_schema_extra={"minimum": 6, "multipleOf": 2},
     )
     data: Data
     audit: Audit

@@ -100,6 +100,14 @@ class Numbered(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Opens the place where a computation on one shadow model saves its state."""
+
+    def __call__(self, shadow: Numbered, purpose: str = "") -> Checkpoint:
+        """Open it; different computations on one shadow model have different purposes."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """The audited model of another method for one shadow model: all that a data-free method is given of private data.
@@ -172,7 +180,7 @@ class Setup:
         pretrained: the file of the network that public data have trained; None for a method that names none.
         generator: returns the file of the generative model that was fitted for a shadow model; None for a method that
             fits none.
-        checkpoint: opens the place where a shadow model's long computation saves its state.
+        checkpoint: opens the place where a shadow model's long computation saves its state; ``train`` does so itself.
     """
 
     method: str
@@ -190,7 +198,7 @@ class Setup:
     pretrained: Path | None = None
     generator: Callable[[Shadow], Path] | None = None
     class_names: tuple[str, ...] = ()
-    checkpoint: Callable[[Numbered], Checkpoint] = field(default=checkpoint.without)
+    checkpoint: Checkpoints = field(default=checkpoint.without)
 
     def rng(self, shadow: Numbered, purpose: str) -> np.random.Generator:
         """Return the NumPy generator for one purpose of one shadow model."""
@@ -216,7 +224,8 @@ class Setup:
         Args:
             sets: what to train on.
             shadows: the shadow model of each set; its random streams are used.
-            purpose: names the random streams, so that different trainings of one shadow model are independent.
+            purpose: names the random streams and the checkpoint, so that different trainings of one shadow model are
+                independent.
             recipe: the run's recipe unless given.
             observe: sees every batch before its update.
         """
@@ -234,6 +243,7 @@ class Setup:
             observe=observe,
             progress=self.progress,
             names=[f"model {shadow.number}" for shadow in shadows],
+            checkpoint=lambda position: self.checkpoint(shadows[position], purpose),
         )
 
     def groups(self, shadows: Sequence[Shadow]) -> Iterator[Sequence[Shadow]]:
@@ -268,7 +278,9 @@ class PrivateData:
         """Read the files of the ``prepare`` and ``design`` stages and check that they belong together."""
         data = read_images(images, labels)
         design = read_design(canaries, membership, data.labels)
-        return PrivateData(data.images, data.labels, read_classes(classes), design)
+        names = read_classes(classes)
+        data.check(f"private data ({images}, {labels})", len(names))
+        return PrivateData(data.images, data.labels, names, design)
 
     @property
     def shape(self) -> dict[str, int]:

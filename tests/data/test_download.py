@@ -274,7 +274,7 @@ def test_a_silent_server_is_given_up_after_the_timeout(server: Server, target: P
 
 def test_a_bad_address_is_not_retried(target: Path) -> None:
     lines: list[str] = []
-    with pytest.raises(CoalmineError, match=r"data.bin: cannot download nonsense"):
+    with pytest.raises(CoalmineError, match=r"data.bin is no address, expected https"):
         fetch(RemoteFile("data.bin", "nonsense", None, None), target, progress=lines.append)
     assert lines == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from coalmine.checkpoint import Checkpoint
 from coalmine.methods import coreset
 from coalmine.methods.coreset import (
     ForgettingEvents,
@@ -22,6 +24,7 @@ from coalmine.methods.coreset import (
     quotas,
     synthesize,
 )
+from coalmine.training import loop
 from coalmine.training.recipe import Augmentation, Recipe, Siamese
 
 SELECTIONS = ("random", "forgetting", "el2n", "grand", "herding", "k-center")
@@ -438,3 +441,73 @@ def test_forgetting_takes_more_canaries_than_chance_and_most_when_never_learned_
 def test_no_shadow_models_no_coresets(selection, mode, make_setup):
     # As after an interruption that left nothing to do.
     assert made([], settings(selection), make_setup(mode)) == []
+
+
+# --- interrupted scoring -----------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@contextmanager
+def killed(after=None):
+    """Kill a training instead of making one more than so many updates; yield the updates that were made."""
+    update, made = loop._Training._update, []
+
+    def make(*arguments):
+        if len(made) == after:
+            raise KilledError
+        made.append(1)
+        return update(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Training, "_update", make)
+        yield made
+
+
+@pytest.mark.parametrize("mode", ["sequential", "stacked"])
+@pytest.mark.parametrize("selection", [one for one in SELECTIONS if one != "random"])
+def test_an_interrupted_scoring_ends_with_the_same_coresets_and_repeats_no_update(
+    selection, mode, private_digits, make_setup, tmp_path
+):
+    data = private_digits(60, 20)
+    shadows = [data.shadow(number) for number in (0, 1, 5)]
+    chosen = settings(selection, scoring_epochs=4, proxies=2)
+    plain = make_setup(mode, batch_size=8)
+
+    def kept(shadow, purpose=""):
+        return Checkpoint(tmp_path / f"{shadow.number}.{purpose}.npz", {"purpose": purpose}, seconds=0)
+
+    saving = replace(plain, checkpoint=kept)
+    with killed() as updates:
+        expected = made(shadows, chosen, plain)
+        total = len(updates)
+    done = 0
+    for share in (0.15, 0.3, 0.4):
+        with pytest.raises(KilledError), killed(after=round(share * total)) as updates:
+            made(shadows, chosen, saving)
+        done += len(updates)
+    with killed() as updates:
+        resumed = made(shadows, chosen, saving)
+        assert done + len(updates) == total
+    assert all(same(first, second) for first, second in zip(resumed, expected, strict=True))
+
+
+def test_forgetting_events_are_taken_up_for_each_model_by_itself():
+    sizes = [5, 9, 7]
+    steps = list(batches(sizes, steps=40, batch=4))
+    whole, first = ForgettingEvents(sizes, CPU), ForgettingEvents(sizes, CPU)
+    for step in steps:
+        whole(*step)
+    for step in steps[:17]:
+        first(*step)
+    second = ForgettingEvents([7, 5], CPU)  # other models in another order, and not as wide
+    second.restore(0, {name: rows.clone() for name, rows in first.state(2).items()})
+    second.restore(1, {name: rows.clone() for name, rows in first.state(0).items()})
+    for models, samples, logits, labels in steps[17:]:
+        for place, model in ((0, 2), (1, 0)):
+            if model in models:
+                row = [models.index(model)]
+                second([place], samples[row], logits[row], labels[row])
+    assert [one.tolist() for one in second.scores("max")] == [whole.scores("max")[one].tolist() for one in (2, 0)]

@@ -176,8 +176,7 @@ def test_figure6_shows_the_distance_that_is_asked_for_if_there_is_one(folder: Re
 def test_figure6_leaves_out_public_images_where_there_are_none(folder: ResultsFolder) -> None:
     design = folder.data()
     folder.images("dm", design, starts(design), public=False)
-    for path in (folder.root / "data/public").iterdir():
-        path.unlink()
+    shutil.rmtree(folder.root / "data/public")
     figure, frame = built(figure6, folder, "dm")
     assert panels(figure, "dm", "public") == []
     assert "public_index" not in frame

@@ -53,7 +53,7 @@ def test_a_claim_without_its_mechanism_is_read_and_one_out_of_range_is_not(folde
 
 def test_truncated_json_is_refused(folder: ResultsFolder, metrics_of) -> None:
     folder.write("metrics/random.json", 0).write_text(json.dumps(metrics_of("random"))[:100])
-    with pytest.raises(CoalmineError, match=r"random\.json is broken .*Delete the file"):
+    with pytest.raises(CoalmineError, match=r"random\.json is not valid JSON .*Delete the file"):
         load_results(folder.root, ["random"]).metrics["random"]
 
 

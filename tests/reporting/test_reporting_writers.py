@@ -58,7 +58,7 @@ def test_csv_reads_back(frame: pd.DataFrame) -> None:
 def test_a_table_is_three_files_with_the_same_bytes_every_time(frame: pd.DataFrame, tmp_path: Path) -> None:
     for name in ("one/table9", "two/table9"):
         write_table(frame, "A title", ["A note."], tmp_path / name)
-    first, second = sorted((tmp_path / "one").iterdir()), sorted((tmp_path / "two").iterdir())
+    first, second = (sorted((tmp_path / name).glob("*.*[a-z]")) for name in ("one", "two"))
     assert [path.name for path in first] == ["table9.csv", "table9.html", "table9.tex"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 

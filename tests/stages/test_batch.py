@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from coalmine import artefacts
 from coalmine.artefacts import Header, read_json, read_npz, read_safetensors, write_npz, write_safetensors
+from coalmine.checksums import FOLDER
 from coalmine.errors import CoalmineError
+from coalmine.shadows import Numbered
 from coalmine.stages._batch import Batch
 
 HEADER = {"stage": "made", "spec": {"a": 1}, "code": "c0de"}
@@ -71,7 +76,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """All files and folders but the records of check sums."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if FOLDER not in path.parts)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and FOLDER not in path.parts)
+
+
+def shadow(number: int) -> Numbered:
+    return SimpleNamespace(number=number)
 
 
 def test_nothing_is_where_snakemake_looks_until_the_whole_job_is_done(folder: Path) -> None:
@@ -194,9 +208,9 @@ def test_all_files_of_all_shadow_models_are_published_each_with_its_own_measurem
     job = Pair(tmp_path)
     assert job.batch.waiting == [4, 5, 6]
     job.make(4, 5, 6)
-    assert not [path for path in tmp_path.rglob("*.*") if ".finished" not in path.parts and path.is_file()]
+    assert not [path for path in files(tmp_path) if ".finished" not in path.parts]
     job.batch.publish()
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(job.outputs)
+    assert files(tmp_path) == sorted(job.outputs)
     assert not list(tmp_path.rglob(".finished"))
     assert read_npz(tmp_path / "sets/005.npz")[1]["values"].tolist() == [5]
     assert read_safetensors(tmp_path / "models/005.safetensors")[0] == {**HEADER, "shadow": 5}
@@ -214,7 +228,7 @@ def test_a_shadow_model_is_finished_only_with_all_of_its_files(tmp_path: Path, l
     assert again.batch.waiting == [5]
     again.make(5)
     again.batch.publish()
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(again.outputs)
+    assert files(tmp_path) == sorted(again.outputs)
 
 
 @pytest.mark.parametrize("name", ["sets/.finished/{}.npz", "models/.finished/{}.safetensors"])
@@ -261,12 +275,12 @@ def test_a_kill_while_files_are_put_in_place_loses_none_of_any_kind(
 
 def test_a_checkpoint_is_kept_until_all_files_of_its_shadow_model_are_finished(tmp_path: Path) -> None:
     job = Pair(tmp_path)
-    job.batch.checkpoint(4).save({"step": np.array(3)})
+    job.batch.checkpoint(shadow(4)).save({"step": np.array(3)})
     job.write(4)
     job.batch.finish(4, {"seconds": 1}, ".npz")
-    assert job.batch.checkpoint(4).load() is not None
+    assert job.batch.checkpoint(shadow(4)).load() is not None
     job.batch.finish(4, {"seconds": 1}, ".safetensors")
-    assert job.batch.checkpoint(4).load() is None
+    assert job.batch.checkpoint(shadow(4)).load() is None
 
 
 def test_measurements_of_another_jobs_file_do_not_pass_for_those_of_a_new_one(folder: Path) -> None:
@@ -275,3 +289,103 @@ def test_measurements_of_another_jobs_file_do_not_pass_for_those_of_a_new_one(fo
     write_npz(other.batch.stash(4), other.batch.headers[4], {"values": np.array([4])})
     # Killed before it was finished.
     assert Job(folder, code="0ther").batch.waiting == [4, 5, 6]
+
+
+# --- checkpoints of several computations, leftovers, orphans -------------------------------------------------------
+
+
+def test_computations_with_different_purposes_have_different_checkpoints(folder: Path) -> None:
+    batch = Job(folder).batch
+    for value, purpose in enumerate(("", "teacher", "proxy 1", "proxy 2")):
+        batch.checkpoint(shadow(4), purpose).save({"step": np.array(value)})
+    again = Job(folder).batch
+    for value, purpose in enumerate(("", "teacher", "proxy 1", "proxy 2")):
+        saved = again.checkpoint(shadow(4), purpose).load()
+        assert saved is not None
+        assert int(saved["step"]) == value
+        assert again.checkpoint(shadow(5), purpose).load() is None
+        assert Job(folder, code="0ther").batch.checkpoint(shadow(4), purpose).load() is None
+    # A name that says the same in a file name is another purpose all the same.
+    assert again.checkpoint(shadow(4), "proxy-1").load() is None
+
+
+def test_a_finished_shadow_model_takes_all_of_its_checkpoints_along(folder: Path) -> None:
+    job = Job(folder)
+    for number in (4, 5):
+        for purpose in ("", "teacher", "of former settings"):
+            checkpoint = job.batch.checkpoint(shadow(number), purpose)
+            checkpoint.canvas((3,), "uint8")
+            checkpoint.save({"step": np.array(number)})
+    job.make(4)
+    assert {path.name for path in (folder / ".finished").glob("*.checkpoint*")} == {
+        f"005.checkpoint{purpose}.{end}"
+        for purpose in ("", ".teacher", ".of-former-settings")
+        for end in ("npz", "canvas.npy")
+    }
+    job.make(5, 6)
+    job.batch.publish()
+    assert not (folder / ".finished").exists()
+
+
+def test_what_a_kill_after_the_last_file_leaves_is_gone_when_the_job_is_done(folder: Path) -> None:
+    """A checkpoint of a finished model, and a half-written file of a process that is no more."""
+    Job(folder).make(4, 5, 6)
+    job = Job(folder)
+    job.batch.checkpoint(shadow(5), "training").save({"step": np.array(1)})
+    (folder / f".finished/.005.checkpoint.npz.{2**22 + 1}@{socket.gethostname()}.tmp").write_bytes(b"half")
+    job.batch.publish()
+    assert not (folder / ".finished").exists()
+    assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
+
+
+def test_a_job_that_goes_on_without_its_snakemake_does_not_disturb_the_one_that_is_run_again(folder: Path) -> None:
+    orphan, job = Job(folder), Job(folder)
+    job.make(4)
+    orphan.make(4, 5, 6)
+    job.make(5)
+    orphan.batch.publish()  # and takes the kept files away
+    job.make(6)
+    job.batch.publish()
+    assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
+    assert [read_npz(path)[1]["values"].tolist() for path in job.outputs] == [[4], [5], [6]]
+
+
+def test_files_that_vanish_and_were_published_by_nobody_are_missed(folder: Path) -> None:
+    job, other = Job(folder), Job(folder, code="0ther")
+    other.make(4, 5, 6)
+    other.batch.publish()
+    job.make(4, 5, 6)
+    (folder / ".finished/005.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"005\.npz"):
+        job.batch.publish()
+
+
+def test_publishing_again_what_is_in_place_already_leaves_no_second_name_of_it(folder: Path) -> None:
+    """A rename onto another link of the same file does nothing, not even remove the old name."""
+    job = Job(folder)
+    job.make(4, 5, 6)
+    for kept in sorted((folder / ".finished").glob("00*.*")):
+        artefacts.place(kept, folder / kept.name)
+    job.batch.publish()
+    assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
+
+
+def test_the_seconds_of_interrupted_jobs_are_those_of_all_checkpoints_taken_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    for spent in (7.0, 11.0):
+        batch = Job(folder).batch
+        opened = [batch.checkpoint(shadow(4), purpose) for purpose in ("teacher", "training")]
+        for checkpoint in opened:
+            checkpoint.load()
+        now[0] += spent
+        for checkpoint in opened:
+            checkpoint.save({})
+        now[0] += 100
+    batch = Job(folder).batch
+    assert batch.before(4) == 0
+    assert [batch.checkpoint(shadow(4), purpose).load() for purpose in ("teacher", "training")] == [{}, {}]
+    assert batch.before(4) == 2 * (7.0 + 11.0)
+    assert batch.before(5) == 0

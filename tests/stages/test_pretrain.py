@@ -17,6 +17,7 @@ from coalmine.models.settings import MLP
 from coalmine.provenance import code_hash
 from coalmine.stages import _command
 from coalmine.stages import pretrain as stage
+from coalmine.training import loop
 from coalmine.training.inference import embed, predict
 from coalmine.training.recipe import Augmentation, Normalisation, Recipe
 
@@ -111,3 +112,36 @@ def test_public_data_of_one_class_are_refused(job: Job, capsys: pytest.CaptureFi
     assert job.run() == 1
     assert "120 public labels of 1 classes; a network learns features by telling at least 2" in capsys.readouterr().err
     assert not (job.root / "features.safetensors").exists()
+
+
+def test_an_interrupted_training_goes_on_and_gives_the_same_bytes(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.run("whole") == 0
+    monkeypatch.setattr("coalmine.checkpoint.SECONDS_BETWEEN", 0.0)
+    update, left = loop._Training._update, iter(range(40))
+
+    def make(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "_update", make)
+        with pytest.raises(KeyboardInterrupt):
+            job.run()
+    saved = job.root / ".unfinished/features.npz"
+    assert saved.is_file()
+    assert not (job.root / "features.safetensors").exists()
+    content = saved.read_bytes()
+    capsys.readouterr()
+    assert job.run() == 0
+    assert capsys.readouterr().out.startswith("pretrain features: features: taken up after step 40 of 90\n")
+    assert (job.root / "features.safetensors").read_bytes() == (job.root / "whole.safetensors").read_bytes()
+    assert not saved.exists()
+    # Other settings begin anew.
+    assert job.run("seed", seed=4) == 0
+    saved.write_bytes(content)
+    assert job.run(seed=4) == 0
+    assert "taken up" not in capsys.readouterr().out
+    assert (job.root / "features.safetensors").read_bytes() == (job.root / "seed.safetensors").read_bytes()

@@ -19,6 +19,7 @@ import torch
 
 from coalmine.artefacts import read_json, read_npz, read_safetensors, write_npz
 from coalmine.audit.design import draw_design
+from coalmine.checksums import FOLDER
 from coalmine.config import Run, check
 from coalmine.data.sources import digits
 from coalmine.methods import coreset
@@ -157,7 +158,8 @@ class Folder:
         """The bytes of all artefacts; what was only measured is left out."""
         patterns = patterns or ("**/*.npy", "**/*.npz", "**/*.safetensors", "audit/*", "metrics/*", "data/*.json")
         found = {path for pattern in patterns for path in self.root.glob(pattern)}
-        return {str(path.relative_to(self.root)): path.read_bytes() for path in found}
+        files = {path for path in found if path.is_file() and FOLDER not in path.parts}
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module", autouse=True)

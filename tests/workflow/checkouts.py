@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("Snakefile", "config.yaml", "workflow", "profiles", "envs", "src", "requirements.lock")
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "run": "small",
     "shadows": 6,
     "data": {"private_size": 120, "test_size": 40, "public": {"module": "rendered_digits", "size": 40}},
@@ -84,6 +85,15 @@ MESSAGES = {
 """How Snakemake announces the jobs of the rules that have a method."""
 
 
+SNAKEMAKE = (sys.executable, "-m", "snakemake")
+
+
+def environment() -> dict[str, str]:
+    """Return what Snakemake and its jobs are started with: this Python first, no other copy of the package."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 class Checkout:
     """A copy of the repository with a configuration of its own."""
 
@@ -100,16 +110,10 @@ class Checkout:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Run Snakemake in the checkout and return what it printed."""
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-        environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments],
+            [*SNAKEMAKE, *arguments],
             cwd=self.root,
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,7 +134,7 @@ class Checkout:
             return jobs
         for line in table[1].splitlines():
             name, count = line.split()
-            stage = re.sub(r"_\d{3}(_of_\d+)?$", "", name)
+            stage = name.partition(".")[0]
             if stage not in MESSAGES.values():
                 jobs[stage] += int(count)
         assert jobs.total() == int(table[2]), printed
@@ -144,9 +148,10 @@ class Checkout:
         file.write_text(text.replace(old, new, 1))
 
 
-def copy_sources(target: Path) -> None:
+def copy_sources(target: Path, repository: Path = REPOSITORY) -> None:
+    """Copy what Snakemake needs out of a repository, this one if no other is named."""
     for name in SOURCES:
-        source = REPOSITORY / name
+        source = repository / name
         if source.is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, target / name, ignore=ignored)

@@ -18,7 +18,7 @@ from coalmine.run_files import read_design
 
 
 def files(root: Path, *patterns: str) -> dict[str, bytes]:
-    paths = [path for pattern in patterns for path in root.glob(pattern)]
+    paths = [path for pattern in patterns for path in root.glob(pattern) if path.is_file()]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 

@@ -20,8 +20,7 @@ for case in ("worst", "average"):
         conda:
             "../../envs/coalmine.yaml"
         resources:
-            runtime=10,
-            mem_mb=1000,
+            **asked("design", runtime=10, mem_mb=1000),
         params:
             spec=RUN.spec("design", case=case),
             code=RUN.code("design"),
@@ -33,7 +32,7 @@ for case in ("worst", "average"):
                 --spec {params.spec:q} \
                 --labels {input.labels:q} \
                 --classes {input.classes:q} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
 
@@ -41,7 +40,7 @@ rule score:
     """Every attack against one method, with intervals."""
     input:
         labels=PRIVATE[1],
-        design=design_of,
+        design=audit_design_of,
         test=TEST,
         logits=logits_of,
         synthetic=synthetic_of,
@@ -55,8 +54,7 @@ rule score:
     conda:
         "../../envs/coalmine.yaml"
     resources:
-        runtime=60,
-        mem_mb=4000,
+        **asked("score", runtime=60, mem_mb=4000),
     params:
         spec=lambda wildcards: RUN.spec("score", method=wildcards.method),
         code=RUN.code("score"),
@@ -73,5 +71,5 @@ rule score:
             --synthetic {input.synthetic:q} \
             --privacy {input.privacy:q} \
             --teacher {input.teacher:q} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """

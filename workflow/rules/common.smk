@@ -5,8 +5,9 @@ The whole configuration is checked here, before any job starts.
 """
 
 import os
-import shutil
+import shlex
 
+from coalmine import devices
 from coalmine.config import check
 from coalmine.errors import CoalmineError
 from snakemake.exceptions import WorkflowError
@@ -18,10 +19,35 @@ except CoalmineError as error:
 
 ROOT = f"results/{RUN.name}"
 EXECUTION = RUN.config.execution
-# The GPU token keeps jobs from sharing a device. Without a GPU, one-thread jobs run side by side.
-ON_GPU = EXECUTION.device == "cuda" or (
-    EXECUTION.device == "auto" and shutil.which("nvidia-smi") is not None
-)
+GPUS = devices.gpus() if EXECUTION.device != "cpu" else []
+try:
+    # Jobs that a cluster runs see what it hands them.
+    SLOTS = (
+        0
+        if workflow.remote_exec
+        else devices.slots(EXECUTION.gpus, EXECUTION.jobs_per_gpu, GPUS)
+    )
+except CoalmineError as error:
+    raise WorkflowError(str(error)) from None
+# One job asks a cluster for one GPU.
+GPU = int(EXECUTION.device == "cuda" or bool(GPUS))
+
+
+def training_threads():
+    """CPU threads of a job that trains: one, with which the same command gives the same bytes.
+
+    Jobs that train on GPUs of this machine take just so many threads that no more of them run at once than GPUs can
+    take, as Snakemake counts cores on every machine. (Each claims a GPU for itself: coalmine/devices.py.)
+    """
+    return workflow.cores // (SLOTS + 1) + 1 if SLOTS and workflow.local_exec else 1
+
+
+def asked(stage, mem_mb, **resources):
+    """What a job of a stage asks for: the rule's own or the configuration's, and more memory when it is tried again."""
+    asked = {"mem_mb": mem_mb, **resources, **EXECUTION.resources.get(stage, {})}
+    memory = asked["mem_mb"]
+    return {**asked, "mem_mb": lambda wildcards, attempt: memory * attempt}
+
 
 PRIVATE = [
     f"{ROOT}/data/private/images.npy",
@@ -42,7 +68,11 @@ TEST = [f"{ROOT}/data/test/images.npy", f"{ROOT}/data/test/labels.npy"]
 # glibc keeps freed memory for the next step instead of giving it back to the system: fresh pages cost a quarter of a
 # private step on a CPU (bench/README.md). It changes no number.
 MEMORY = "MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=33554432"
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir}/src {MEMORY}; ")
+SOURCES = shlex.quote(f"{workflow.basedir}/src")
+SHARING = (
+    f"{devices.GPUS}={EXECUTION.gpus} {devices.JOBS_PER_GPU}={EXECUTION.jobs_per_gpu}"
+)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={SOURCES} {MEMORY} {SHARING}; ")
 
 
 wildcard_constraints:
@@ -58,82 +88,105 @@ def pattern(methods):
     return "|".join(methods) or "none"
 
 
-def methods_that(*kinds, shadows=None):
-    """Pattern of the methods whose files are of these kinds (see coalmine/plugins.py), with so many shadow models."""
-    return pattern(
-        method
-        for method in RUN.audited
-        if RUN.kind(method) in kinds and shadows in (None, RUN.shadows_of(method))
-    )
-
-
-def methods_with(shadows):
-    """Pattern of the methods with so many shadow models."""
-    return pattern(
-        method for method in RUN.audited if RUN.shadows_of(method) == shadows
-    )
-
-
-def methods_that_fit(shadows):
-    """Pattern of the methods that fit generative models of their own, for so many shadow models."""
-    return pattern(
-        method
-        for method in RUN.audited
-        if RUN.fits(method) and RUN.shadows_of(method) == shadows
-    )
-
-
-def shadow_names(count):
-    """Names of the first so many shadow models, as files have them."""
-    return [f"{shadow:03d}" for shadow in range(count)]
+def methods_that(*kinds):
+    """Pattern of the methods whose files are of these kinds (see coalmine/plugins.py)."""
+    return pattern(method for method in RUN.audited if RUN.kind(method) in kinds)
 
 
 def shadows_of(method):
-    """Names of the shadow models that are made for a method or a control."""
-    return shadow_names(RUN.shadows_of(method))
+    """Names of the shadow models that are made for a method or a control, as files have them."""
+    return [name for block in RUN.blocks(RUN.shadows_of(method)) for name in block]
 
 
 class Part:
-    """The shadow models of one job, of methods that have `count` of them in all.
+    """One job of a stage that makes shadow models: those of one method (or of experts) that it makes at once.
 
-    No file name and no parameter depends on the size of a part, `execution.batch`.
+    Rules are made for each part, not matched by wildcards: among a thousand shadow models of twenty methods, Snakemake
+    would look for the maker of each file among all rules of its stage.
+
+    No file name and no parameter depends on the size of a part, `execution.batch`. Nor does the set of its input files,
+    or another size would rerun everything: a job reads the files of its whole block of shadow models, not just of its
+    part. (Those of all shadow models would be too many: their number grows with its square.)
     """
 
-    def __init__(self, count, shadows):
-        self.count, self.shadows = count, shadows
-        # Rules are named after their first shadow model, and the total where that is not the run's.
-        of = "" if count == len(RUN.shadows) else f"_of_{count}"
-        self.name = f"{shadows[0]}{of}"
+    def __init__(self, stage, of, block, shadows):
+        self.stage, self.of, self.block, self.shadows = stage, of, block, shadows
+        self.rule = f"{stage}.{of}.{shadows[0]}"
         self.told = f"{shadows[0]} to {shadows[-1]}"
+        self.log = f"{ROOT}/logs/{stage}/{of}-{shadows[0]}.log"
+        self.design = design_of(of)
 
-    def outputs(self, stage, suffix, of="method"):
-        """What one job of a stage makes, for every method (or experts)."""
+    def outputs(self, folder, suffix):
+        """What it makes: files in a folder of the run, each with its measurements beside it."""
         return [
-            f"{ROOT}/{stage}/{{{of}}}/{shadow}.{ending}"
+            f"{ROOT}/{folder}/{self.of}/{shadow}.{ending}"
             for shadow in self.shadows
             for ending in (suffix, "json")
         ]
 
+    def spec(self, wildcards):
+        """The configuration that it uses."""
+        return RUN.spec(self.stage, self.of)
 
-def parts():
-    """Shadow models by job, for every number of shadow models that some method has."""
-    counts = sorted({len(RUN.shadows), *map(RUN.shadows_of, RUN.audited)}, reverse=True)
-    size = EXECUTION.batch
+    def code(self, wildcards):
+        """The hash of the code that it runs."""
+        return RUN.method_code(self.stage, self.of)
+
+    def privacy(self, wildcards):
+        """What the method guarantees, where it claims differential privacy and this stage shows it private data."""
+        return (
+            guarantee_of(self.of) if RUN.shows_private_data(self.stage, self.of) else []
+        )
+
+    def public(self, wildcards):
+        """Public data, if the method needs them."""
+        return PUBLIC if RUN.uses_public(self.of) else []
+
+    def pretrained(self, wildcards):
+        """The network that fitting starts from, if public data have trained one."""
+        name = RUN.pretrained_of(self.of)
+        files = (
+            f"{ROOT}/pretrained/{name}.{ending}" for ending in ("safetensors", "json")
+        )
+        return [*files] if name else []
+
+    def synthetic(self, wildcards):
+        """Synthetic sets that the models learned from, whoever made them; none if these are private data."""
+        return self._of_block("synthetic", RUN.set_of(self.of), "npz")
+
+    def models(self, wildcards):
+        """The models."""
+        return self._of_block("models", self.of, "safetensors")
+
+    def teachers(self, wildcards):
+        """The models that a data-free method distils."""
+        return self._of_block("models", RUN.teacher_of(self.of), "safetensors")
+
+    def experts(self, wildcards):
+        """Trajectories that the method matches, if it matches any."""
+        return self._of_block("experts", RUN.experts_of(self.of), "safetensors")
+
+    def generators(self, wildcards):
+        """Generative models that the method draws its sets from, if it draws from any."""
+        return self._of_block("generators", RUN.generator_of(self.of), "safetensors")
+
+    def _of_block(self, folder, owner, suffix):
+        return artefacts(folder, owner, suffix, self.block) if owner else []
+
+
+def parts(stage):
+    """The jobs of a stage that makes shadow models, method by method."""
     return [
-        Part(count, shadow_names(count)[start : start + size])
-        for count in counts
-        for start in range(0, count, size)
+        Part(stage, name, block, block[start : start + EXECUTION.batch])
+        for name, count in RUN.made_by(stage).items()
+        for block in RUN.blocks(count)
+        for start in range(0, len(block), EXECUTION.batch)
     ]
 
 
-def per_shadow(stage, method, suffix):
-    """One artefact a shadow model, each with its measurements beside it; experts are made for all of the run's."""
-    every = stage == "experts"
-    return [
-        f"{ROOT}/{stage}/{method}/{shadow}.{ending}"
-        for shadow in (shadow_names(len(RUN.shadows)) if every else shadows_of(method))
-        for ending in (suffix, "json")
-    ]
+def artefacts(folder, owner, suffix, shadows):
+    """One artefact a shadow model, without the measurements beside it."""
+    return [f"{ROOT}/{folder}/{owner}/{shadow}.{suffix}" for shadow in shadows]
 
 
 def design_files(case):
@@ -142,85 +195,45 @@ def design_files(case):
     return [f"{folder}/canaries.csv", f"{folder}/membership.npy"]
 
 
-def design_of(wildcards):
+def design_of(name):
     """The audit design under which a method's models, or experts, are made."""
-    name = wildcards.get("experts") or RUN.models_of(wildcards.method)
     return design_files("average" if RUN.is_average_case(name) else "worst")
 
 
-# Batched stages read the files of all shadow models, not just of their own batch: the set of input files must not
-# depend on the size of a batch, or another size would rerun everything.
+def audit_design_of(wildcards):
+    """The same for a method or a control."""
+    return design_of(RUN.models_of(wildcards.method))
+
+
 def synthetic_of(wildcards):
-    """Synthetic sets that a method's models learned from, whoever made them; none if these are private data."""
-    owner = RUN.set_of(RUN.models_of(wildcards.method))
-    return per_shadow("synthetic", owner, "npz") if owner else []
-
-
-def teachers_of(wildcards):
-    """The models that a data-free method distils."""
-    return per_shadow("models", RUN.teacher_of(wildcards.method), "safetensors")
+    """All synthetic sets that a method's models learned from, whoever made them; none if these are private data."""
+    method = RUN.models_of(wildcards.method)
+    owner = RUN.set_of(method)
+    return artefacts("synthetic", owner, "npz", shadows_of(method)) if owner else []
 
 
 def teacher_logits_of(wildcards):
     """Logits of the models that taught a method's; none if none did, and for controls."""
     method = wildcards.method
     teacher = RUN.teacher_of(method) if method in RUN.audited else None
-    return (
-        [f"{ROOT}/logits/{teacher}/{shadow}.npz" for shadow in shadows_of(method)]
-        if teacher
-        else []
-    )
+    return artefacts("logits", teacher, "npz", shadows_of(method)) if teacher else []
 
 
-def experts_of(wildcards):
-    """Trajectories that a method matches, if it matches any."""
-    experts = RUN.experts_of(wildcards.method)
-    return per_shadow("experts", experts, "safetensors") if experts else []
-
-
-def generators_of(wildcards):
-    """Generative models that a method draws its sets from, if it draws from any."""
-    owner = RUN.generator_of(wildcards.method)
-    return per_shadow("generators", owner, "safetensors") if owner else []
-
-
-def pretrained_of(wildcards):
-    """The network that the fitting of a method starts from, if public data have trained one."""
-    name = RUN.pretrained_of(wildcards.method)
-    files = (f"{ROOT}/pretrained/{name}.{ending}" for ending in ("safetensors", "json"))
-    return [*files] if name else []
+def guarantee_of(method):
+    """What a method guarantees, if it claims differential privacy."""
+    claims = method in RUN.audited and RUN.claims_privacy(method)
+    return [f"{ROOT}/privacy/{method}.json"] if claims else []
 
 
 def privacy_of(wildcards):
-    """What a method guarantees, if it claims differential privacy."""
-    claims = wildcards.method in RUN.audited and RUN.claims_privacy(wildcards.method)
-    return [f"{ROOT}/privacy/{wildcards.method}.json"] if claims else []
-
-
-def training_privacy_of(wildcards):
-    """The same for a method that trains on the private data itself."""
-    return privacy_of(wildcards) if RUN.kind(wildcards.method) == "train" else []
-
-
-def synthesis_privacy_of(wildcards):
-    """The same for a method whose sets are made from private data, not drawn from generative models."""
-    return [] if RUN.generator_of(wildcards.method) else privacy_of(wildcards)
-
-
-def public_of(wildcards):
-    """Public data, if the method needs them."""
-    return PUBLIC if RUN.uses_public(wildcards.method) else []
-
-
-def models_of(wildcards):
-    """Models of a method."""
-    return per_shadow("models", wildcards.method, "safetensors")
+    """The same for the method that is scored."""
+    return guarantee_of(wildcards.method)
 
 
 def logits_of(wildcards):
     """Logits of a method, or of the method that a control borrows them from."""
     method = RUN.models_of(wildcards.method)
-    return [f"{ROOT}/logits/{method}/{shadow}.npz" for shadow in shadows_of(method)]
+    return artefacts("logits", method, "npz", shadows_of(method))
 
 
 def source_files(role):
@@ -266,26 +279,26 @@ def report_inputs(section, name):
         files += [f"{ROOT}/scores/{method}.npz" for method in methods]
     if "costs" in needs:
         files += [
-            f"{ROOT}/{stage}/{name}/{shadow}.json"
+            measured
             for method in audited
             for stage, name in cost_stages(method)
-            for shadow in shadows_of(method)
+            for measured in artefacts(stage, name, "json", shadows_of(method))
         ]
     if "synthetic" in needs:
         files += [PRIVATE[2]]
         files += [
-            f"{ROOT}/synthetic/{owner}/{shadow}.npz"
+            made
             for owner in owners
-            for shadow in shadows_of(owner)
+            for made in artefacts("synthetic", owner, "npz", shadows_of(owner))
         ]
     if "logits" in needs:
         teachers = [
             teacher for method in audited if (teacher := RUN.teacher_of(method))
         ]
         files += [
-            f"{ROOT}/logits/{name}/{shadow}.npz"
+            answers
             for name in [*map(RUN.models_of, methods), *teachers]
-            for shadow in shadows_of(name)
+            for answers in artefacts("logits", name, "npz", shadows_of(name))
         ]
     for measured in ("quality", "sizes", "recipes"):
         if measured in needs:

@@ -16,15 +16,14 @@ for remote in RUN.all_downloads():
         conda:
             "../../envs/coalmine.yaml"
         resources:
-            runtime=120,
-            mem_mb=500,
-        # No code hash: how a file is fetched does not change what it holds, which its own hash pins.
+            **asked("download", runtime=120, mem_mb=500),
+            # No code hash: how a file is fetched does not change what it holds, which its own hash pins.
         params:
             spec=RUN.download_spec(remote),
         message:
             "Downloading {output}"
         shell:
-            "python -m coalmine.stages.download --spec {params.spec:q} --out {output:q} 2>&1 | tee {log:q}"
+            "python -m coalmine.stages.download --spec {params.spec:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule prepare_private:
@@ -39,10 +38,9 @@ rule prepare_private:
     conda:
         "../../envs/coalmine.yaml"
     resources:
-        runtime=60,
-        mem_mb=4000,
+        **asked("prepare", runtime=60, mem_mb=4000),
     params:
-        spec=RUN.spec("prepare", role="private"),
+        spec=lambda wildcards: RUN.spec("prepare", role="private"),
         code=RUN.code("prepare", RUN.source_module("private")),
     message:
         "Preparing private and test data"
@@ -51,7 +49,7 @@ rule prepare_private:
         python -m coalmine.stages.prepare \
             --spec {params.spec:q} \
             --files {input.files:q} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -69,10 +67,9 @@ if PUBLIC:
         conda:
             "../../envs/coalmine.yaml"
         resources:
-            runtime=60,
-            mem_mb=4000,
+            **asked("prepare", runtime=60, mem_mb=4000),
         params:
-            spec=RUN.spec("prepare", role="public"),
+            spec=lambda wildcards: RUN.spec("prepare", role="public"),
             code=RUN.code("prepare", RUN.source_module("public")),
         message:
             "Preparing public data"
@@ -81,5 +78,5 @@ if PUBLIC:
             python -m coalmine.stages.prepare \
                 --spec {params.spec:q} \
                 --files {input.files:q} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """

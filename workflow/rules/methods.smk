@@ -4,7 +4,7 @@ In: private data and audit design. Out: `privacy/<method>.json` of methods that 
 `pretrained/<name>.safetensors`, denoisers of public data only; `experts/<experts>/<shadow>.safetensors`, shared by the
 methods that match them, `generators/<method>/<shadow>.safetensors`, `synthetic/<method>/<shadow>.npz`,
 `models/<method>/<shadow>.safetensors`, `logits/<method>/<shadow>.npz`. The rules of a stage differ only in which shadow
-models they make. Which stages make the sets and models of a method depends on what its file defines (`methods_that`): a
+models they make, of which method. Which stages make the sets and models of a method depends on what its file defines: a
 data-free method is given the models of its teacher and no private data.
 """
 
@@ -13,7 +13,7 @@ rule account:
     """The guarantee of a method that claims differential privacy, and the noise that it needs."""
     input:
         labels=PRIVATE[1],
-        design=design_of,
+        design=audit_design_of,
     output:
         f"{ROOT}/privacy/{{method}}.json",
     log:
@@ -21,8 +21,7 @@ rule account:
     conda:
         "../../envs/coalmine.yaml"
     resources:
-        runtime=60,
-        mem_mb=4000,
+        **asked("account", runtime=60, mem_mb=4000),
     params:
         spec=lambda wildcards: RUN.spec("account", method=wildcards.method),
         code=lambda wildcards: RUN.method_code("account", wildcards.method),
@@ -34,7 +33,7 @@ rule account:
             --spec {params.spec:q} \
             --labels {input.labels:q} \
             --design {input.design:q} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -52,12 +51,10 @@ if RUN.pretrained:
         priority: 10  # much waits for it
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("pretrain_denoiser", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
-            runtime=2880,
-            mem_mb=16000,
         params:
             spec=lambda wildcards: RUN.spec(
                 "pretrain_denoiser", name=wildcards.pretrained
@@ -71,38 +68,35 @@ if RUN.pretrained:
                 --spec {params.spec:q} \
                 --public {input.public:q} \
                 --device {resources.device} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
 
-for part in parts():
+for part in parts("experts"):
 
     rule:
+        """Trajectories of networks on private data."""
         name:
-            f"experts_{part.name}"
+            part.rule
         input:
             private=PRIVATE,
-            design=design_of,
+            design=part.design,
         output:
-            part.outputs("experts", "safetensors", of="experts"),
+            part.outputs("experts", "safetensors"),
         log:
-            f"{ROOT}/logs/experts/{{experts}}-{part.name}.log",
-        wildcard_constraints:
-            experts=pattern(RUN.experts if part.count == len(RUN.shadows) else []),
+            part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("experts", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=2880,
-            mem_mb=16000,
         params:
-            spec=lambda wildcards: RUN.spec("experts", name=wildcards.experts),
-            code=RUN.code("experts"),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Training the {{wildcards.experts}} experts of shadow models {part.told}"
+            f"Training the {part.of} experts of shadow models {part.told}"
         shell:
             """
             python -m coalmine.stages.experts \
@@ -110,38 +104,38 @@ for part in parts():
                 --private {input.private:q} \
                 --design {input.design:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
+
+for part in parts("fit"):
+
     rule:
+        """Generative models, fitted to private data."""
         name:
-            f"fit_{part.name}"
+            part.rule
         input:
             private=PRIVATE,
-            design=design_of,
-            privacy=privacy_of,
-            pretrained=pretrained_of,
+            design=part.design,
+            privacy=part.privacy,
+            pretrained=part.pretrained,
         output:
             part.outputs("generators", "safetensors"),
         log:
-            f"{ROOT}/logs/fit/{{method}}-{part.name}.log",
-        wildcard_constraints:
-            method=methods_that_fit(part.count),
+            part.log,
         priority: 10  # the longest jobs first: at the end, nothing waits for one alone
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("fit", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=2880,
-            mem_mb=16000,
         params:
-            spec=lambda wildcards: RUN.spec("fit", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("fit", wildcards.method),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Fitting the {{wildcards.method}} generative models {part.told}"
+            f"Fitting the {part.of} generative models {part.told}"
         shell:
             """
             python -m coalmine.stages.fit \
@@ -151,39 +145,39 @@ for part in parts():
                 --privacy {input.privacy:q} \
                 --pretrained {input.pretrained:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
+
+for part in parts("synthesize"):
+
     rule:
+        """What a method publishes in place of the private data."""
         name:
-            f"synthesize_{part.name}"
+            part.rule
         input:
             private=PRIVATE,
-            design=design_of,
-            public=public_of,
-            privacy=synthesis_privacy_of,
-            experts=experts_of,
-            generators=generators_of,
+            design=part.design,
+            public=part.public,
+            privacy=part.privacy,
+            experts=part.experts,
+            generators=part.generators,
         output:
             part.outputs("synthetic", "npz"),
         log:
-            f"{ROOT}/logs/synthesize/{{method}}-{part.name}.log",
-        wildcard_constraints:
-            method=methods_that("synthesize", shadows=part.count),
+            part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("synthesize", gpu=GPU, runtime=720, mem_mb=8000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=720,
-            mem_mb=8000,
         params:
-            spec=lambda wildcards: RUN.spec("synthesize", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("synthesize", wildcards.method),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Synthetic sets of {{wildcards.method}} for shadow models {part.told}"
+            f"Synthetic sets of {part.of} for shadow models {part.told}"
         shell:
             """
             python -m coalmine.stages.synthesize \
@@ -195,37 +189,37 @@ for part in parts():
                 --experts {input.experts:q} \
                 --generators {input.generators:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
+
+for part in parts("train"):
+
     rule:
+        """The audited models."""
         name:
-            f"train_{part.name}"
+            part.rule
         input:
             private=PRIVATE,
-            design=design_of,
-            synthetic=synthetic_of,
-            privacy=training_privacy_of,
+            design=part.design,
+            synthetic=part.synthetic,
+            privacy=part.privacy,
         output:
             part.outputs("models", "safetensors"),
         log:
-            f"{ROOT}/logs/train/{{method}}-{part.name}.log",
-        wildcard_constraints:
-            method=methods_that("train", "synthesize", "reuse", shadows=part.count),
+            part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("train", gpu=GPU, runtime=720, mem_mb=8000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=720,
-            mem_mb=8000,
         params:
-            spec=lambda wildcards: RUN.spec("train", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("train", wildcards.method),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Training the {{wildcards.method}} models {part.told}"
+            f"Training the {part.of} models {part.told}"
         shell:
             """
             python -m coalmine.stages.train \
@@ -235,73 +229,73 @@ for part in parts():
                 --synthetic {input.synthetic:q} \
                 --privacy {input.privacy:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
+
+for part in parts("distil"):
+
     rule:
+        """Students of audited models, and the images that taught them."""
         name:
-            f"distil_{part.name}"
+            part.rule
         input:
-            teachers=teachers_of,
+            teachers=part.teachers,
         output:
             part.outputs("synthetic", "npz"),
             part.outputs("models", "safetensors"),
         log:
-            f"{ROOT}/logs/distil/{{method}}-{part.name}.log",
-        wildcard_constraints:
-            method=methods_that("distil", shadows=part.count),
+            part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("distil", gpu=GPU, runtime=2880, mem_mb=8000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=2880,
-            mem_mb=8000,
         params:
-            spec=lambda wildcards: RUN.spec("distil", method=wildcards.method),
-            code=lambda wildcards: RUN.method_code("distil", wildcards.method),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Distilling the {{wildcards.method}} students {part.told}"
+            f"Distilling the {part.of} students {part.told}"
         shell:
             """
             python -m coalmine.stages.distil \
                 --spec {params.spec:q} \
                 --teachers {input.teachers:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """
 
+
+for part in parts("logits"):
+
     rule:
+        """Answers of the audited models to the queries."""
         name:
-            f"logits_{part.name}"
+            part.rule
         input:
             private=PRIVATE,
-            design=design_of,
+            design=part.design,
             test=TEST,
-            models=models_of,
-            synthetic=synthetic_of,
+            models=part.models,
+            synthetic=part.synthetic,
         output:
             part.outputs("logits", "npz"),
         log:
-            f"{ROOT}/logs/logits/{{method}}-{part.name}.log",
-        wildcard_constraints:
-            method=methods_with(part.count),
+            part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: 1
+        threads: lambda wildcards: training_threads()
         resources:
-            gpu=int(ON_GPU),
+            **asked("logits", gpu=GPU, runtime=60, mem_mb=8000),
             device=EXECUTION.device,
             mode=EXECUTION.mode,
-            runtime=60,
-            mem_mb=8000,
         params:
-            spec=lambda wildcards: RUN.spec("logits", method=wildcards.method),
-            code=RUN.code("logits"),
+            spec=part.spec,
+            code=part.code,
         message:
-            f"Querying the {{wildcards.method}} models {part.told}"
+            f"Querying the {part.of} models {part.told}"
         shell:
             """
             python -m coalmine.stages.logits \
@@ -312,5 +306,5 @@ for part in parts():
                 --models {input.models:q} \
                 --synthetic {input.synthetic:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} 2>&1 | tee {log:q}
+                --out {output:q} > {log:q} 2>&1
             """

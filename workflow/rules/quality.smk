@@ -9,7 +9,7 @@ rule quality:
     """Fréchet distance, precision and recall, and nearness of one method's images."""
     input:
         private=PRIVATE,
-        design=design_of,
+        design=audit_design_of,
         synthetic=synthetic_of,
         features=FEATURES if RUN.quality_network == "features" else [],
         inception=inception_weights() if RUN.quality_network == "inception" else [],
@@ -21,12 +21,10 @@ rule quality:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: 1
+    threads: lambda wildcards: training_threads()
     resources:
-        gpu=int(ON_GPU),
+        **asked("quality", gpu=GPU, runtime=240, mem_mb=8000),
         device=EXECUTION.device,
-        runtime=240,
-        mem_mb=8000,
     params:
         spec=lambda wildcards: RUN.spec("quality", method=wildcards.method),
         code=RUN.code("quality"),
@@ -42,7 +40,7 @@ rule quality:
             --features {input.features:q} \
             --inception {input.inception:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -50,7 +48,7 @@ rule sizes:
     """Accuracy of classifiers by the number of one method's images that they learn from."""
     input:
         private=PRIVATE,
-        design=design_of,
+        design=audit_design_of,
         test=TEST,
         synthetic=synthetic_of,
     output:
@@ -61,13 +59,11 @@ rule sizes:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: 1
+    threads: lambda wildcards: training_threads()
     resources:
-        gpu=int(ON_GPU),
+        **asked("sizes", gpu=GPU, runtime=1440, mem_mb=8000),
         device=EXECUTION.device,
         mode=EXECUTION.mode,
-        runtime=1440,
-        mem_mb=8000,
     params:
         spec=lambda wildcards: RUN.spec("sizes", method=wildcards.method),
         code=RUN.code("sizes"),
@@ -82,7 +78,7 @@ rule sizes:
             --test {input.test:q} \
             --synthetic {input.synthetic:q} \
             --device {resources.device} --mode {resources.mode} --threads {threads} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -90,7 +86,7 @@ rule recipes:
     """Accuracy of classifiers by recipe, on synthetic and on real validation data."""
     input:
         private=PRIVATE,
-        design=design_of,
+        design=audit_design_of,
         test=TEST,
         synthetic=synthetic_of,
     output:
@@ -101,13 +97,11 @@ rule recipes:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: 1
+    threads: lambda wildcards: training_threads()
     resources:
-        gpu=int(ON_GPU),
+        **asked("recipes", gpu=GPU, runtime=1440, mem_mb=8000),
         device=EXECUTION.device,
         mode=EXECUTION.mode,
-        runtime=1440,
-        mem_mb=8000,
     params:
         spec=lambda wildcards: RUN.spec("recipes", method=wildcards.method),
         code=RUN.code("recipes"),
@@ -122,5 +116,5 @@ rule recipes:
             --test {input.test:q} \
             --synthetic {input.synthetic:q} \
             --device {resources.device} --mode {resources.mode} --threads {threads} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """

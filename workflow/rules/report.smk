@@ -35,8 +35,7 @@ rule table:
     conda:
         "../../envs/coalmine.yaml"
     resources:
-        runtime=10,
-        mem_mb=1000,
+        **asked("table", runtime=10, mem_mb=1000),
     params:
         spec=lambda wildcards: RUN.spec("table", name=wildcards.table),
         code=lambda wildcards: RUN.code(
@@ -48,7 +47,7 @@ rule table:
         """
         python -m coalmine.stages.table \
             --spec {params.spec:q} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -69,8 +68,7 @@ rule figure:
     conda:
         "../../envs/coalmine.yaml"
     resources:
-        runtime=10,
-        mem_mb=1000,
+        **asked("figure", runtime=10, mem_mb=1000),
     params:
         spec=lambda wildcards: RUN.spec("figure", name=wildcards.figure),
         code=lambda wildcards: RUN.code(
@@ -82,7 +80,7 @@ rule figure:
         """
         python -m coalmine.stages.figure \
             --spec {params.spec:q} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -129,8 +127,9 @@ rule configuration:
     localrule: True
     conda:
         "../../envs/coalmine.yaml"
+    # A function: of a plain text, Snakemake would take braces for wildcards.
     params:
-        spec=RUN.spec("configuration"),
+        spec=lambda wildcards: RUN.spec("configuration"),
     message:
         "Writing down the configuration"
     shell:

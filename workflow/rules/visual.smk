@@ -15,12 +15,10 @@ rule pretrain:
         f"{ROOT}/logs/pretrain/features.log",
     conda:
         "../../envs/coalmine.yaml"
-    threads: 1
+    threads: lambda wildcards: training_threads()
     resources:
-        gpu=int(ON_GPU),
+        **asked("pretrain", gpu=GPU, runtime=720, mem_mb=8000),
         device=EXECUTION.device,
-        runtime=720,
-        mem_mb=8000,
     params:
         spec=lambda wildcards: RUN.spec("pretrain"),
         code=RUN.code("pretrain"),
@@ -32,7 +30,7 @@ rule pretrain:
             --spec {params.spec:q} \
             --public {input.public:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """
 
 
@@ -40,7 +38,7 @@ rule resemble:
     """Distances of one method's synthetic images to private, held-out and public images."""
     input:
         private=PRIVATE,
-        design=design_of,
+        design=audit_design_of,
         synthetic=synthetic_of,
         features=FEATURES if RUN.compares_features else [],
         public=PUBLIC,
@@ -53,12 +51,10 @@ rule resemble:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: 1
+    threads: lambda wildcards: training_threads()
     resources:
-        gpu=int(ON_GPU),
+        **asked("resemble", gpu=GPU, runtime=240, mem_mb=8000),
         device=EXECUTION.device,
-        runtime=240,
-        mem_mb=8000,
     params:
         spec=lambda wildcards: RUN.spec("resemble", method=wildcards.method),
         code=RUN.code("resemble"),
@@ -74,5 +70,5 @@ rule resemble:
             --features {input.features:q} \
             --public {input.public:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} 2>&1 | tee {log:q}
+            --out {output:q} > {log:q} 2>&1
         """

@@ -11,6 +11,7 @@ import gzip
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,7 +24,17 @@ from typing import IO, Self, cast
 from coalmine.errors import CoalmineError
 
 # What the standard library raises on archives that are cut off, damaged or of another format.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,  # zipfile's, of versions and methods that it does not know
+    struct.error,
+)
 _HEADER_BYTES = 1 << 20
 _TAR_CHUNK = 1 << 16
 
@@ -118,6 +129,7 @@ def _entries(path: Path, limits: Limits) -> Iterator[_Entry]:
         return _folder_entries(path, path)
     if not path.exists():
         raise CoalmineError(f"{path}: no such file or folder, expected a folder, zip or tar archive; mend the path.")
+    _check(path.is_file(), path, "is a device or a pipe, expected a file")  # reading one might never end
     with path.open("rb") as file:
         magic = file.read(6)
     if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):

@@ -27,6 +27,7 @@ SPLITS = {"train": "train", "test": "test", "val": "valid", "valid": "valid"}
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF")
 MAX_PIXELS = 32 << 20
+MAX_BYTES = 16 << 30  # of all images of a container, decoded
 UNSPLIT = ""
 
 
@@ -73,6 +74,8 @@ def read_class_folders(
             raise CoalmineError(f"{where} is there twice, expected each name once; pack the archive again.")
         pixels[name] = decode(data, where, image_size=image_size, grey=grey)
         _check_same_size(path, pixels, name)
+        if len(pixels) * pixels[name].nbytes > MAX_BYTES:
+            raise CoalmineError(f"{path}: its images take more than {MAX_BYTES} bytes of memory; set image_size.")
     if not pixels:
         raise CoalmineError(f"{path}: no images of the wanted kind, expected {LAYOUT}; mend the path or the layout.")
     return _arrange(path, pixels)
@@ -157,6 +160,9 @@ def _place(folders: tuple[str, ...], wrapper: tuple[str, ...], depth: int) -> tu
 
 
 def _check_classes(path: Path, places: set[tuple[str, str]], classes: tuple[str, ...]) -> None:
+    hidden = next((name for name in classes if not name.isprintable()), None)
+    if hidden is not None:
+        raise CoalmineError(f"{path}: the class {hidden!r} has a name that cannot be printed; rename its folder.")
     if len(classes) < 2:
         raise CoalmineError(f"{path}: {classes[0]!r} is the only class, expected at least two; add class folders.")
     for split in sorted({split for split, _ in places}):

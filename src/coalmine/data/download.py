@@ -15,16 +15,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
 
 from coalmine.errors import CoalmineError
+from coalmine.redaction import without_secrets
 
 NETWORK_CHUNK = 1 << 16
 HASH_CHUNK = 1 << 20
 SECONDS_BETWEEN_REPORTS = 2.0
 LONGEST_RETRY_AFTER = 60.0
+MOST_BYTES = 64 << 30  # of a file whose size is not known before
+SLOWEST = 1000.0  # bytes a second, over SECONDS_OF_PATIENCE
+SECONDS_OF_PATIENCE = 60.0
+
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9:/._~%+,@=?&#\[\]-]+")
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,25 @@ class RemoteFile:
     size: int | None
     sha256: str | None
     md5: str | None = None
+
+
+def objection_to_address(url: str) -> str | None:
+    """Say why a file must not be fetched from an address, or None. The address itself is not repeated.
+
+    Addresses stand in logs, in headers of artefacts and in the published configuration.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError for what is no number
+    except ValueError:
+        return "is no address"
+    if parts.scheme not in ("https", "http") or not parts.hostname or not _PLAIN_ADDRESS.fullmatch(url):
+        return "is no address, expected https://host/folder/file"
+    if "@" in parts.netloc:
+        return "holds a user name or password; leave it out, or fetch the file by hand"
+    if parts.query or parts.fragment:
+        return "has a query, which may hold a token; leave it out, or fetch the file by hand"
+    return None
 
 
 class _TransientError(Exception):
@@ -82,6 +109,7 @@ def fetch(
     Raises:
         CoalmineError: the file cannot be had, or is not the one expected; an existing target is left alone.
     """
+    _check_address(remote, remote.url)
     if digest := _digest_if_right(remote, target):
         progress(f"{remote.name}: {target} is already there and right")
         return digest
@@ -116,6 +144,24 @@ def verify(remote: RemoteFile, path: Path) -> str:
     if not path.is_file():
         raise CoalmineError(f"{path}: no such file, expected {remote.name}; {_by_hand(remote)}.")
     return _verify(remote, path, what=str(path))
+
+
+def _check_address(remote: RemoteFile, url: str) -> None:
+    """Refuse what would be written to logs, and an unprotected connection where no hash tells what must come."""
+    objection = objection_to_address(url)
+    if objection:
+        raise CoalmineError(f"The address of {remote.name} {objection}.")
+    _check_protected(remote, url)
+
+
+def _check_protected(remote: RemoteFile, url: str) -> None:
+    pinned = remote.sha256 is not None or remote.md5 is not None
+    at_home = {urlsplit(address).hostname for address in (remote.url, url)} <= _THIS_MACHINE
+    if not (pinned or at_home or urlsplit(url).scheme == "https"):
+        raise CoalmineError(
+            f"{remote.name}: {without_secrets(url)} is fetched by http, and no hash tells whether it was changed on "
+            "the way; take an https address, or pin the file by its SHA-256."
+        )
 
 
 def _verify(remote: RemoteFile, path: Path, what: str) -> str:
@@ -178,13 +224,17 @@ def _receive(remote: RemoteFile, part: Path, timeout: float, progress: Callable[
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(remote.url, headers=headers, stream=True, timeout=timeout) as response:
+            for answer in (*response.history, response):
+                _check_protected(remote, answer.url)
             start, total = _accepted(remote, response, have, part)
             if not start or start != total:
                 _write_body(remote, response, part, start, total, progress)
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _TransientError(f"the connection failed ({error})") from error
+        raise _TransientError(f"the connection failed ({without_secrets(error)})") from error
     except requests.RequestException as error:
-        raise CoalmineError(f"{remote.name}: cannot download {remote.url}: {error}; {_by_hand(remote)}.") from error
+        raise CoalmineError(
+            f"{remote.name}: cannot download {remote.url}: {without_secrets(error)}; {_by_hand(remote)}."
+        ) from error
     return start > 0
 
 
@@ -244,13 +294,15 @@ def _write_body(
     report = _Progress(remote.name, start, total, progress)
     with _writing(remote, part), part.open("ab" if start else "wb") as file:
         # The raw stream: requests would unpack what a server labels "Content-Encoding: x-gzip", as many do for .tar.gz.
-        for chunk in response.raw.stream(NETWORK_CHUNK, decode_content=False):
+        most = MOST_BYTES if remote.size is None else remote.size
+        # As it arrives: a chunk that is waited for until it is full would hide how slowly it fills.
+        while chunk := response.raw.read1(NETWORK_CHUNK, decode_content=False):
+            if report.received + len(chunk) > most:
+                raise CoalmineError(
+                    f"{remote.name}: {remote.url} sends more than the {most} bytes expected; {_by_hand(remote)}."
+                )
             file.write(chunk)
             report.add(len(chunk))
-            if remote.size is not None and report.received > remote.size:
-                raise CoalmineError(
-                    f"{remote.name}: {remote.url} sends more than the {remote.size} bytes expected; {_by_hand(remote)}."
-                )
     if total is not None and report.received < total:
         raise _TransientError(f"the connection was cut after {report.received} of {total} bytes")
     report.finish()
@@ -261,16 +313,27 @@ class _Progress:
 
     def __init__(self, name: str, start: int, total: int | None, say: Callable[[str], None]) -> None:
         self.name, self.start, self.total, self.say = name, start, total, say
-        self.received = start
-        self.began = self.reported = time.monotonic()
+        self.received = self.noted = start
+        self.began = self.reported = self.checked = time.monotonic()
 
     def add(self, n_bytes: int) -> None:
         self.received += n_bytes
         now = time.monotonic()
+        self._check_rate(now)
         if now - self.reported >= SECONDS_BETWEEN_REPORTS:
             self.reported = now
             share = f"{self.received / self.total:4.0%} of {self.total / 1e6:.1f} MB" if self.total else "so far"
             self.say(f"{self.name}: {self.received / 1e6:.1f} MB, {share}, {self._rate():.1f} MB/s")
+
+    def _check_rate(self, now: float) -> None:
+        """Give up a server that sends a byte now and then, which no timeout of the connection notices."""
+        seconds = now - self.checked
+        if seconds < SECONDS_OF_PATIENCE:
+            return
+        rate = (self.received - self.noted) / seconds
+        if rate < SLOWEST:
+            raise _TransientError(f"the server sends {rate:.0f} bytes a second only")
+        self.noted, self.checked = self.received, now
 
     def finish(self) -> None:
         self.say(f"{self.name}: {self.received / 1e6:.1f} MB, 100%, {self._rate():.1f} MB/s")

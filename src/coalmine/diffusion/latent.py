@@ -34,6 +34,7 @@ from coalmine.diffusion.sampling import from_pixels, to_pixels
 from coalmine.diffusion.settings import FLAT
 from coalmine.diffusion.training import Examples, Streams, drop_labels, train
 from coalmine.errors import CoalmineError
+from coalmine.redaction import without_secrets
 from coalmine.seeds import torch_generator
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
 from coalmine.training.augment import draw_and_augment
@@ -87,7 +88,7 @@ def snapshot(own: LatentFit) -> Path:
                 local_files_only=at_hand,
             )
         except (OSError, ValueError) as error:
-            reason = f"cannot be fetched ({error})"
+            reason = f"cannot be fetched ({without_secrets(error)})"
             continue
         reason = f"{lacking}" if (lacking := lack(Path(found))) else ""
         if not reason:
@@ -135,7 +136,7 @@ class StableDiffusion:
         self._unet = _network(UNet2DConditionModel, folder / "unet", self._dtype)
         for network in (self._vae, self._unet):
             network.to(self.device).eval().requires_grad_(False)
-        self._schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
+        self._schedule = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         if self._schedule.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"it predicts {self._schedule.config.prediction_type}, not the noise or the velocity")
 

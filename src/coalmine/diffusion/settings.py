@@ -210,6 +210,10 @@ class Sampling(Settings):
         default=512, description="Images that are drawn together; part of the random streams, so it changes numbers."
     )
 
+    def evaluations(self, steps: int) -> int:
+        """Return how often the network is asked about an image that is drawn in so many steps."""
+        return max(0, 2 * steps - 1 if self.solver == "heun" else steps) * (2 if self.guidance else 1)
+
 
 def unfit(own: Fit | PrivateFit, sampling: Sampling, outline: Outline) -> tuple[str, str] | None:
     """Return the field of a method's settings and the reason why its denoisers cannot work, or None.

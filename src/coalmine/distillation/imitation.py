@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from coalmine.costs.work import GRADIENT, SECOND_GRADIENT, Counter, Work
 from coalmine.distillation import start
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Setup, Shadow
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from coalmine.distillation.optimise import Variable
     from coalmine.distillation.space import Space
     from coalmine.distillation.trajectories import Trajectories
+    from coalmine.models.settings import ModelSettings
     from coalmine.outline import Outline
 
 
@@ -89,6 +91,25 @@ def objection(settings: Imitation, outline: Outline) -> tuple[str, str] | None:
     if images is not None and settings.batch_syn is not None and settings.batch_syn > images:
         return "batch_syn", f"is {settings.batch_syn}, but a synthetic set has only {images} images; lower it."
     return start.objection(settings, outline)
+
+
+def work(settings: Imitation, network: ModelSettings, images: int, counter: Counter) -> Work:
+    """Return what the students of one shadow model take.
+
+    Unrolled, the graphs of all steps are held. Otherwise one is, and every step's gradient is computed twice; TESLA
+    takes no gradient back through the weights, which saves a third of the second one.
+
+    Args:
+        settings: of the method.
+        network: of experts and students.
+        images: of a synthetic set.
+        counter: of the run.
+    """
+    unrolled = settings.estimator == "exact" and settings.memory != "checkpointed"
+    passes = SECOND_GRADIENT if unrolled else SECOND_GRADIENT + (GRADIENT if settings.estimator == "exact" else 0.0)
+    graphs, steps = settings.steps if unrolled else 1, settings.iterations * settings.steps
+    batch = min(settings.batch_syn or images, images)
+    return counter.steps(network, steps, batch, passes=passes, graphs=graphs)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Mislabelled canaries are hard samples, so scores that keep hard samples keep can
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from coalmine import settings
+from coalmine.costs.work import Counter, Work
 from coalmine.shadows import Setup, Shadow, Synthetic
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
         for shadow, ranking in zip(group, _rankings(group, settings, setup), strict=True):
             chosen = np.sort(ranking)
             yield Synthetic(shadow.images[chosen], shadow.labels[chosen], source=shadow.index[chosen])
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: proxy networks and, of greedy choices, distances to each that is chosen."""
+    population, chosen = counter.population, settings.fraction * counter.population
+    kept = counter.image_set(chosen)
+    if settings.selection == "random":
+        return kept
+    scoring = counter.training(population, epochs=settings.scoring_epochs)
+    if settings.selection == "forgetting":
+        return kept + scoring
+    proxy = scoring + counter.looks(counter.model, population)
+    if settings.selection in ("el2n", "grand"):
+        return kept + proxy * settings.proxies
+    groups = counter.classes if settings.balanced else 1
+    dimension = 512  # of features, about
+    return kept + proxy + Work(chosen * population / groups * dimension, 6 * chosen)
 
 
 def _rankings(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[np.ndarray]:
@@ -169,6 +187,18 @@ class ForgettingEvents:
         self._events[row, samples] += (self._right[row, samples] & ~right).int()
         self._right[row, samples] = right
         self._learned[row, samples] |= right
+
+    def state(self, model: int) -> dict[str, torch.Tensor]:
+        """Return what was counted for one model, ``(n,)`` each, for a checkpoint."""
+        return {name: rows[model, : self._sizes[model]] for name, rows in self._rows().items()}
+
+    def restore(self, model: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up what :meth:`state` returned."""
+        for name, rows in self._rows().items():
+            rows[model, : self._sizes[model]] = state[name].to(rows.device)
+
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return {"right": self._right, "learned": self._learned, "events": self._events}
 
     def scores(self, never_learned: str) -> list[np.ndarray]:
         """Return float64 (n,) per model: forgetting events, never-learned samples above all others or at zero."""

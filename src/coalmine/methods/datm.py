@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from coalmine.costs.work import Counter, Work
 from coalmine.distillation import imitation
 from coalmine.distillation.start import uses_public
 from coalmine.models.settings import ModelSettings
@@ -85,6 +86,14 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
     """Yield one synthetic set per shadow model, in order."""
     for group in setup.groups(shadows):
         yield from _distil(group, settings, setup)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: students' steps, and looks of experts at what images start from."""
+    experts, images = counter.experts(settings.experts), counter.classes * settings.images_per_class
+    matched = imitation.work(settings, experts.model, images, counter)
+    looks = counter.looks(experts.model, counter.population + experts.experts * images)
+    return matched + looks + counter.image_set(images, soft=True, floats=True)
 
 
 def _distil(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> list[Synthetic]:

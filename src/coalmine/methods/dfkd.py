@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from coalmine.costs.work import INPUT_GRADIENT, Counter, ImageGenerator, Work
 from coalmine.datafree.settings import DataFree
 from coalmine.shadows import Distilled, Setup, Teacher
 
@@ -64,3 +65,42 @@ def distil(teachers: Sequence[Teacher], settings: Settings, setup: Setup) -> Ite
 
     for teacher in teachers:
         yield Loop(teacher, settings, setup).run()
+
+
+def work(settings: Settings, counter: Counter) -> tuple[Work, Work]:
+    """Return what one shadow model takes: its images, and the student that learns from them.
+
+    A step of synthesis goes forward and back through the generator, the teacher and the student, if that is asked; one
+    of distillation trains the student on answers of the teacher.
+    """
+    batch, teacher, student = settings.batch_size, counter.teacher, counter.model
+    generator = ImageGenerator(settings.latent, settings.width)
+    taught = counter.recipe.epochs * settings.rounds
+    rounds = taught + settings.warmup * settings.rounds
+
+    def attempts(count: float) -> float:
+        return count * settings.generator_steps
+
+    # The contrastive loss looks at a second view of every image.
+    views = 2 if settings.contrastive else 1
+    made = counter.steps(teacher, attempts(rounds), batch * views, passes=INPUT_GRADIENT)
+    if settings.source != "pixels":
+        made += counter.steps(generator, attempts(rounds), batch)
+    if settings.adversarial:
+        made += counter.steps(student, attempts(taught), batch, passes=INPUT_GRADIENT)
+    learned_from = min(counter.recipe.batch_size, settings.memory) if settings.learns_from == "memory" else batch
+    steps = _student_steps(settings, learned_from, taught)
+    learned = counter.steps(student, steps, learned_from) + counter.looks(teacher, learned_from, at_once=batch) * steps
+    if settings.learns_from == "fresh":
+        learned += counter.looks(generator, batch, at_once=batch) * steps
+    return made + counter.image_set(settings.images, soft=True), learned
+
+
+def _student_steps(settings: Settings, batch: int, rounds: int) -> float:
+    """Return the student's steps in so many rounds; passes over the memory grow with it until it is full."""
+    if settings.distillation_steps is not None:
+        return settings.distillation_steps * rounds
+    assert settings.passes is not None
+    before = settings.warmup * settings.rounds
+    remembered = (min(settings.memory, (before + done) * settings.batch_size) for done in range(1, rounds + 1))
+    return sum(settings.passes * images / batch for images in remembered)

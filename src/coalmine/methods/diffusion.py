@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt, model_validator
 
+from coalmine.costs.work import Counter, Work
 from coalmine.diffusion.settings import Fit, Sampling, unfit
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
 
@@ -83,3 +84,18 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
         else:
             wanted = from_images(shadow, settings.images, settings.strength, setup)
         yield draw(shadow, wanted, settings, setup)
+
+
+def fit_work(own: Fit, counter: Counter) -> Work:
+    """Return what the denoiser of one shadow model takes."""
+    network = counter.denoiser(own)
+    return counter.steps(network, own.steps, own.batch_size) + counter.weights(network)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what the set of one shadow model takes, given its denoiser."""
+    images = counter.population if settings.images is None else settings.images
+    steps = settings.levels if settings.strength is None else round(settings.strength * settings.levels)
+    drawn = settings.evaluations(steps) * images
+    look = counter.looks(counter.denoiser(counter.fitted()), drawn, at_once=settings.images_at_once)
+    return look + counter.image_set(images)

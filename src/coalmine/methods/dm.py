@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from coalmine.costs.work import INPUT_GRADIENT, Counter, Work
 from coalmine.distillation import start
 from coalmine.distillation.start import uses_public
 from coalmine.models.settings import ConvNet, ModelSettings
@@ -52,6 +53,14 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
     """Yield one synthetic set per shadow model, in order."""
     for group in setup.groups(shadows):
         yield from _distil(group, settings, setup)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: each iteration looks at real images and moves the synthetic ones."""
+    images, real = counter.classes * settings.images_per_class, counter.classes * settings.batch_size
+    seen = counter.looks(settings.network, real, at_once=real) * settings.iterations
+    moved = counter.steps(settings.network, settings.iterations, images, passes=INPUT_GRADIENT)
+    return seen + moved + counter.image_set(images, floats=True)
 
 
 def _distil(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> list[Synthetic]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveInt
 
 from coalmine import budget
+from coalmine.costs.work import Counter, Work
 from coalmine.diffusion.settings import PrivateFit, Sampling, unfit
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
 
@@ -65,3 +66,17 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
 
     for shadow in shadows:
         yield draw(shadow, from_noise(settings.images, setup.classes), settings, setup)
+
+
+def fit_work(own: PrivateFit, counter: Counter) -> Work:
+    """Return what the denoiser of one shadow model takes."""
+    network = counter.denoiser(own)
+    steps = counter.private_steps(network, own.steps, own.batch_size, own.views, own.micro_batch)
+    return steps + counter.weights(network)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what the set of one shadow model takes, given its denoiser."""
+    drawn = settings.evaluations(settings.levels) * settings.images
+    look = counter.looks(counter.denoiser(counter.fitted()), drawn, at_once=settings.images_at_once)
+    return look + counter.image_set(settings.images)

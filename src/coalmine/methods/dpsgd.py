@@ -23,6 +23,7 @@ from pydantic import Field, PositiveFloat
 
 from coalmine import budget
 from coalmine.budget import Budget
+from coalmine.costs.work import Counter, Work
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Setup, Shadow
 
@@ -101,4 +102,12 @@ def train(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterat
         device=setup.device,
         progress=setup.progress,
         names=[f"model {shadow.number}" for shadow in shadows],
+        checkpoint=lambda position: setup.checkpoint(shadows[position], "training"),
+    )
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes."""
+    return counter.private_steps(
+        counter.model, settings.steps, settings.batch_size, settings.views, settings.micro_batch
     )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from coalmine.costs.work import GRADIENT, SECOND_GRADIENT, Counter, Work
 from coalmine.distillation import start
 from coalmine.distillation.start import uses_public
 from coalmine.models.settings import ConvNet, ModelSettings
@@ -72,6 +73,18 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
     """Yield one synthetic set per shadow model, in order."""
     for group in setup.groups(shadows):
         yield from _distil(group, settings, setup)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: gradients of real images, those through synthetic ones', and training."""
+    network, classes = settings.network, counter.classes
+    images, updates = classes * settings.images_per_class, settings.iterations * settings.outer_steps
+    target = counter.steps(network, updates, classes * settings.batch_size, passes=GRADIENT, copies=classes)
+    matched = counter.steps(network, updates, images, passes=SECOND_GRADIENT, copies=classes)
+    batch = min(settings.network_batch_size, images)
+    between = settings.iterations * (settings.outer_steps - 1) * settings.inner_epochs
+    trained = counter.steps(network, between * images / batch, batch)
+    return target + matched + trained + counter.image_set(images, floats=True)
 
 
 def _distil(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> list[Synthetic]:

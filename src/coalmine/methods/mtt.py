@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from coalmine.costs.work import Counter, Work
 from coalmine.distillation import imitation
 from coalmine.distillation.start import uses_public
 from coalmine.models.settings import ModelSettings
@@ -51,6 +52,13 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
     """Yield one synthetic set per shadow model, in order."""
     for group in setup.groups(shadows):
         yield from _distil(group, settings, setup)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: students' steps."""
+    images = counter.classes * settings.images_per_class
+    matched = imitation.work(settings, counter.experts(settings.experts).model, images, counter)
+    return matched + counter.image_set(images, floats=True)
 
 
 def _distil(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> list[Synthetic]:

@@ -29,6 +29,7 @@ from pydantic import Field
 from scipy.special import logsumexp, softmax
 
 from coalmine import settings
+from coalmine.costs.work import Counter, Work
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Setup, Shadow, Synthetic
 from coalmine.training.recipe import Recipe
@@ -76,6 +77,14 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
         teachers = setup.train(sets, group, purpose="teacher", recipe=settings.teacher)
         for shadow, teacher in zip(group, teachers, strict=True):
             yield _composed(shadow, teacher, settings, setup)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes: a teacher, and its looks at all crops and at what is made of them."""
+    images, candidates = counter.classes * settings.images_per_class, counter.classes * settings.images
+    teacher = counter.training(counter.population, recipe=settings.teacher)
+    looks = counter.looks(counter.model, min(candidates, counter.population) * settings.crops + images)
+    return teacher + looks + counter.image_set(images, soft=True)
 
 
 def _composed(shadow: Shadow, teacher: Trained, settings: Settings, setup: Setup) -> Synthetic:

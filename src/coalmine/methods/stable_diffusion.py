@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt, model_validator
 
+from coalmine.costs.work import INPUT_GRADIENT, Counter, StableDiffusion, Work
 from coalmine.diffusion import latent_settings
 from coalmine.diffusion.latent_settings import LatentFit, LatentSampling
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
@@ -93,3 +94,26 @@ def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> I
         else:
             wanted = from_images(shadow, settings.images, settings.strength, setup)
         yield latent.draw(model, shadow, wanted, settings, setup)
+
+
+def fit_work(own: LatentFit, counter: Counter) -> Work:
+    """Return what the fine-tuning of one shadow model takes: its private images as latents, and steps of the U-Net."""
+    unet, encoder = (StableDiffusion(part, own.resolution, own.rank) for part in ("unet", "encoder"))
+    latents = counter.looks(encoder, counter.population, at_once=own.batch_size)
+    # Back through frozen weights, whose gradients nobody asks for.
+    steps = counter.steps(unet, own.steps, own.batch_size, passes=INPUT_GRADIENT)
+    return latents + steps + counter.weights(unet)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what the set of one shadow model takes: encoded where images start from others, drawn, and decoded."""
+    images = counter.population if settings.images is None else settings.images
+    steps = settings.steps if settings.strength is None else round(settings.strength * settings.steps)
+    resolution = counter.fitted()["resolution"]
+    unet, encoder, decoder = (StableDiffusion(part, resolution) for part in ("unet", "encoder", "decoder"))
+    asked = steps * (2 if settings.guidance > 1 else 1)
+    made = counter.looks(unet, asked * images, at_once=settings.images_at_once)
+    made += counter.looks(decoder, images, at_once=settings.images_at_once)
+    if settings.strength is not None:
+        made += counter.looks(encoder, images, at_once=settings.images_at_once)
+    return made + counter.image_set(images)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from coalmine import settings
+from coalmine.costs.work import Counter, Work
 from coalmine.shadows import Setup, Shadow
 
 if TYPE_CHECKING:
@@ -23,3 +24,8 @@ class Settings(settings.Settings):
 def train(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Trained]:
     """Yield one model per shadow model, trained on all of its private data."""
     return setup.train([shadow.training_set() for shadow in shadows], shadows)
+
+
+def work(settings: Settings, counter: Counter) -> Work:
+    """Return what one shadow model takes."""
+    return counter.training(counter.population)

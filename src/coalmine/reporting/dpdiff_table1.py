@@ -67,7 +67,7 @@ class Settings(ReportSettings):
     title: str = Field(default="Synthetic images by data set and privacy", description="heading of the page")
     data: str = Field(min_length=1, description="name of the run's data set for people, such as CIFAR-10")
     real: str = Field(description="method that is trained on the real data, whose accuracy stands beside")
-    runs: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    runs: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], ...], Field(strict=False)] = Field(
         default=(),
         description=f"further runs, whose finished results/<run>/{NAME}.csv stand underneath; made before, each with "
         "its own configuration",

@@ -101,8 +101,9 @@ def _histogram(losses: np.ndarray, edges: np.ndarray, case: str, side: str) -> p
 
 def _draw(axes: Axes, frame: pd.DataFrame) -> None:
     import numpy as np
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from coalmine.reporting.style import look, percent_axis
+    from coalmine.reporting.style import look, percent_axis, power_label
 
     for index, (side, dashes) in enumerate((("member", "-"), ("non-member", (0, (4, 1.5))))):
         part, colour = frame[frame["membership"] == side], look(index).colour
@@ -118,6 +119,8 @@ def _draw(axes: Axes, frame: pd.DataFrame) -> None:
             gid=side,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(power_label))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(frame["loss_low"].min(), frame["loss_high"].max())
     axes.set_xlabel("cross-entropy loss")
     percent_axis(axes.yaxis)

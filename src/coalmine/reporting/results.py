@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol,
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from coalmine.artefacts import read_npz
+from coalmine.artefacts import read_json, read_npz
 from coalmine.errors import CoalmineError
 
 if TYPE_CHECKING:
@@ -612,11 +612,7 @@ def load_results(
 def _read(path: Path, kind: type[T]) -> T:
     """Read JSON into a dataclass; further keys in the file are ignored."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CoalmineError(
-            f"{path} does not exist. Run Snakemake for the target that you want; it makes what it needs."
-        ) from error
+        return TypeAdapter(kind).validate_python(read_json(path))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()[:5]

@@ -7,6 +7,7 @@ dashes, so that it can be told apart in a black-and-white print.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _RC: dict[str, Any] = {
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "text.color": INK,
+    "text.parse_math": False,  # dollars in names are dollars
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "xtick.labelcolor": INK,
@@ -54,6 +56,7 @@ _RC: dict[str, Any] = {
     "figure.dpi": 100,
 }
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _HUES = (0, 1, 2, 3, 4, 5, 6, 9)
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 3, 1, 1, 1)))
@@ -140,6 +143,11 @@ def _wrapped(figure: Figure, words: str, **font: Any) -> Text:
 def percent_label(fraction: float, _: object = None) -> str:
     """Tick label of a fraction: ``0.01 %``, ``10 %``."""
     return f"{100 * fraction:.6g} %"
+
+
+def power_label(value: float, _: object = None) -> str:
+    """Tick label of a power of ten: ``10⁻³``."""
+    return "10" + str(round(math.log10(value))).translate(_RAISED)
 
 
 def log_percent_axis(axis: Any, low: float, high: float = 1.0) -> None:

@@ -41,6 +41,11 @@ class Settings(ReportSettings):
     """What table 1 may be told."""
 
     title: str = Field(default="Leakage, accuracy and cost of every method", description="heading of the page")
+    seconds: bool = Field(
+        default=True,
+        description="show what differs from machine to machine, seconds and device; without them, the same run "
+        "gives the same bytes everywhere",
+    )
     published: dict[str, str] = Field(
         default={},
         description="method -> the key of its number in coalmine.reporting.published (default: its name; a key "
@@ -78,7 +83,8 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     claims = any(math.isfinite(row["claimed_epsilon"]) for row in rows)
     started = any(row["canaries_initialised"] is not None for row in rows)
     taught = any(row["teacher"] is not None for row in rows)
-    empty = [*([] if claims else [ACCOUNTING]), *([] if started else [INITIALISED])]
+    measured = any(row["seconds_per_model"] is not None for row in rows)
+    empty = [*([] if claims else [ACCOUNTING]), *([] if started else [INITIALISED]), *([] if measured else COST)]
     leakage = [METHOD, *models_column(rows, _LEAKAGE), *LEAKAGE]
     columns = [*leakage, *(INHERITED if taught else []), *visual_column(rows, "visual leakage"), *OTHERS]
     return [column for column in columns if column not in empty]
@@ -92,7 +98,7 @@ def _row(results: Results, settings: Settings, method: str) -> dict[str, Any]:
     group, attack = metrics.group(WORST_CASE), metrics.variant(WORST_CASE)
     low, high = attack.tpr[LOW_FPR], attack.tpr[HIGH_FPR]
     maximum = group.max_over_variants[LOW_FPR]
-    seconds, device = results.seconds_per_model(method)
+    seconds, device = results.seconds_per_model(method) if settings.seconds else (None, None)
     paper = PUBLISHED.get(settings.published.get(method, method))
     return {
         "method": method,
@@ -195,8 +201,7 @@ LEAKAGE = (
     ),
 )
 
-OTHERS = (
-    accuracy_column("utility"),
+COST = (
     Column(
         "s/model",
         lambda row: Cell(number(row["seconds_per_model"])),
@@ -205,6 +210,10 @@ OTHERS = (
         brief=True,
     ),
     Column("device", _device_cell, "", "cost", numeric=False),
+)
+OTHERS = (
+    accuracy_column("utility"),
+    *COST,
     Column(
         "selected",
         lambda row: Cell(percent(row["canaries_selected"])),

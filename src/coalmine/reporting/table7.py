@@ -1,16 +1,19 @@
-"""Table 7: measured cost of every method and stage."""
+"""Table 7: cost of every method and stage, measured beside predicted, and predicted for presets."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from coalmine.reporting.columns import METHOD
 from coalmine.reporting.common import ReportSettings
 from coalmine.reporting.layout import Cell, Column, Layout, Row, Sheet, general, number, rows_of, text
+from coalmine.settings import Settings as Block
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from coalmine.reporting.results import Results
@@ -27,6 +30,7 @@ MEASURED = (
     "disk_mb",
     "device",
 )
+PREDICTED = ("predicted_seconds", "predicted_low", "predicted_high", "measured_over_predicted", "scaled_from")
 STAGE_LABELS = {
     "teacher": "teacher",
     "experts": "experts",
@@ -38,32 +42,86 @@ STAGE_LABELS = {
 }
 
 
+SCALED_FROM = {
+    "module": "same module",
+    "stage": "other modules",
+    "device": "other stages",
+    "unscaled": "unscaled",
+}
+
+
+class Predicted(Block):
+    """What one stage of a method is predicted to cost per model (``coalmine.costs``)."""
+
+    preset: str | None = Field(description="the preset; null for the run itself")
+    method: str = Field(description="the method")
+    label: str = Field(description="its name for people")
+    models: int = Field(description="audited models")
+    stage: str = Field(description="the stage, or total")
+    seconds: float = Field(description="device-seconds per model, the median")
+    low: float = Field(description="lower end of the 80% interval")
+    high: float = Field(description="upper end of it")
+    scaled_from: str | None = Field(description="the level of the records that it rests on; null for sums")
+    peak_memory_mb: float | None = Field(description="peak memory")
+    disk_mb: float | None = Field(description="size of one model's artefacts")
+    device: str = Field(description="the device that these seconds are of")
+
+
 class Settings(ReportSettings):
     """What table 7 may be told."""
 
-    title: str = Field(default="Measured cost of every method and stage", description="heading of the page")
+    title: str = Field(default="Cost of every method and stage", description="heading of the page")
+    presets: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=("paper",), description="presets whose cost is predicted, too, where they go with config.yaml"
+    )
+    predicted: Annotated[tuple[Predicted, ...], Field(strict=False)] = Field(
+        default=(), description="predicted costs (filled in by the workflow)"
+    )
+
+    def predictions(self, preset: str | None) -> dict[tuple[str, str], Predicted]:
+        """Return what a preset, or with None the run itself, is predicted to cost, by method and stage."""
+        return {(one.method, one.stage): one for one in self.predicted if one.preset == preset}
 
 
 def build(results: Results, settings: Settings) -> pd.DataFrame:
-    """Return one row per method and stage, and a total per method.
+    """Return one row per method and stage, and a total per method; then the same of presets, predicted only.
 
     A shuffled control reuses another method's models: its only row is a total without numbers.
     """
     import pandas as pd
 
-    names = ["method", "label", "stage", *MEASURED]
+    names = ["preset", "method", "label", "stage", *MEASURED, *PREDICTED]
     rows = [row for method in settings.methods for row in _rows(results, settings, method)]
+    rows += [_elsewhere(one) for preset in settings.presets for one in settings.predictions(preset).values()]
     return pd.DataFrame(rows, columns=names).astype({"n_models": "Int64"})
 
 
 def layout(frame: pd.DataFrame) -> Layout:
     """Return how people see the frame."""
     rows = rows_of(frame)
+    own = [row for row in rows if row["preset"] is None]
+    presets = dict.fromkeys(row["preset"] for row in rows if row["preset"] is not None)
+    columns = COLUMNS if any(row["predicted_seconds"] is not None for row in own) else MEASURED_COLUMNS
+    return (
+        _sheet(columns, own),
+        *(_sheet(PRESET_COLUMNS, [row for row in rows if row["preset"] == one], _caption(one)) for one in presets),
+    )
+
+
+def _sheet(columns: Sequence[Column], rows: Sequence[Row], caption: str = "") -> Sheet:
+    """Return rows as people see them, each method named once."""
     shown = [
         {**row, "label": "" if before and before["method"] == row["method"] else row["label"]}
         for before, row in zip([None, *rows], rows, strict=False)
     ]
-    return (Sheet(COLUMNS, shown, is_total=lambda row: row["stage"] == TOTAL),)
+    return Sheet(columns, shown, caption, is_total=lambda row: row["stage"] == TOTAL)
+
+
+def _caption(preset: str) -> str:
+    return (
+        f"Predicted for the preset {preset}, of which nothing was measured: seconds of the device named, whatever the "
+        "preset runs on. Networks and batches are larger there than in any record, which the intervals allow for."
+    )
 
 
 def _rows(results: Results, settings: Settings, method: str) -> list[dict[str, Any]]:
@@ -72,7 +130,50 @@ def _rows(results: Results, settings: Settings, method: str) -> list[dict[str, A
         return [{**head, "stage": TOTAL}]
     costs = results.costs(method)
     stages = [*costs.groupby("stage", sort=False), (TOTAL, costs)]
-    return [{**head, "stage": stage, **_measured(part)} for stage, part in stages]
+    predicted = settings.predictions(None)
+    return [
+        {
+            **head,
+            "stage": stage,
+            **(measured := _measured(part)),
+            **_beside(measured, predicted.get((method, str(stage)))),
+        }
+        for stage, part in stages
+    ]
+
+
+def _beside(measured: dict[str, Any], predicted: Predicted | None) -> dict[str, Any]:
+    """Return what stands beside a measurement; a ratio only where both are of one device."""
+    if predicted is None:
+        return {}
+    alike = predicted.device == measured["device"]
+    ratio = measured["seconds_per_model"] / predicted.seconds if alike and predicted.seconds else None
+    return {**_seconds(predicted), "measured_over_predicted": ratio}
+
+
+def _elsewhere(predicted: Predicted) -> dict[str, Any]:
+    """Return the row of a preset: sizes are those of all models, as in rows that were measured."""
+    return {
+        "preset": predicted.preset,
+        "method": predicted.method,
+        "label": predicted.label,
+        "stage": predicted.stage,
+        "n_models": predicted.models,
+        "seconds_all_models": predicted.models * predicted.seconds,
+        "peak_memory_mb": predicted.peak_memory_mb,
+        "disk_mb": None if predicted.disk_mb is None else predicted.models * predicted.disk_mb,
+        "device": predicted.device,
+        **_seconds(predicted),
+    }
+
+
+def _seconds(predicted: Predicted) -> dict[str, Any]:
+    return {
+        "predicted_seconds": predicted.seconds,
+        "predicted_low": predicted.low,
+        "predicted_high": predicted.high,
+        "scaled_from": predicted.scaled_from,
+    }
 
 
 def _measured(costs: pd.DataFrame) -> dict[str, Any]:
@@ -94,7 +195,18 @@ def _seconds_cell(row: Row) -> Cell:
     return Cell(number(row["seconds_per_model"]), "" if spread is None else f"± {number(spread, 2)}")
 
 
-COLUMNS = (
+def _predicted_cell(row: Row) -> Cell:
+    if row["predicted_seconds"] is None:
+        return Cell(number(None))
+    low, high = (number(row[f"predicted_{end}"], 2) for end in ("low", "high"))
+    return Cell(number(row["predicted_seconds"], 2), f"[{low}, {high}]")
+
+
+def _scaled_cell(row: Row) -> Cell:
+    return Cell(SCALED_FROM[row["scaled_from"]] if row["scaled_from"] else "")
+
+
+_HEAD = (
     METHOD,
     Column(
         "stage",
@@ -107,7 +219,9 @@ COLUMNS = (
         brief=True,
         numeric=False,
     ),
-    Column("models", lambda row: Cell(general(row["n_models"])), "Audited models measured.", brief=True),
+    Column("models", lambda row: Cell(general(row["n_models"])), "Audited models.", brief=True),
+)
+_SECONDS = (
     Column(
         "s/model",
         _seconds_cell,
@@ -115,6 +229,35 @@ COLUMNS = (
         "divided among them.",
         brief=True,
     ),
+)
+_PREDICTED = (
+    Column(
+        "predicted",
+        _predicted_cell,
+        "Seconds per model that the settings would have let expect, with an interval that holds 80%: the multiply-adds "
+        "and the calls that the method needs, priced by what other computations took (coalmine plan). Records of the "
+        "very same computation are left out.",
+        brief=True,
+    ),
+)
+_RATIO = (
+    Column(
+        "ratio",
+        lambda row: Cell(number(row["measured_over_predicted"], 2)),
+        "Measured over predicted seconds; empty where they are of different devices.",
+        brief=True,
+    ),
+)
+_SCALED = (
+    Column(
+        "scaled from",
+        _scaled_cell,
+        "What the prediction rests on: records of the same module, of other modules of the stage, or of other stages; "
+        "unscaled where a method's file does not tell its work.",
+        numeric=False,
+    ),
+)
+_SIZES = (
     Column("s, all models", lambda row: Cell(number(row["seconds_all_models"])), "Sum over models.", brief=True),
     Column("peak MB", lambda row: Cell(number(row["peak_memory_mb"])), "Highest memory use of any model.", brief=True),
     Column(
@@ -122,3 +265,6 @@ COLUMNS = (
     ),
     Column("device", text("device"), numeric=False),
 )
+MEASURED_COLUMNS = (*_HEAD, *_SECONDS, *_SIZES)
+COLUMNS = (*_HEAD, *_SECONDS, *_PREDICTED, *_RATIO, *_SIZES, *_SCALED)
+PRESET_COLUMNS = (*_HEAD, *_PREDICTED, *_SIZES, *_SCALED)

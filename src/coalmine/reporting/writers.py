@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_DPI = 200
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -127,10 +128,13 @@ def format_table(frame: pd.DataFrame, layout: Layout | None = None, width: int =
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return CSV: fractions as they are, floats to six significant digits, nothing for an unknown value."""
+    """Return CSV: fractions as they are, floats to six significant digits, nothing for an unknown value.
+
+    Before a text that begins like a formula stands an apostrophe, by which spreadsheets know a text.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(frame.columns)
+    writer.writerow(map(_csv_value, frame.columns))
     writer.writerows([_csv_value(value) for value in row] for row in frame.itertuples(index=False, name=None))
     return buffer.getvalue()
 
@@ -166,7 +170,8 @@ def _csv_value(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return "inf" if math.isinf(value) and value > 0 else f"{value:.6g}"
-    return str(value)
+    # Spreadsheets take such a text for a formula, and formulas can run commands and send cells away.
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else str(value)
 
 
 def _html_sheet(sheet: Sheet) -> str:
@@ -237,7 +242,8 @@ def _latex_sheet(sheet: Sheet) -> str:
 
 
 def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(map(_latex, texts)) + r" \\"
+    row = " & ".join(map(_latex, texts)) + r" \\"
+    return "{}" + row if row.startswith(("[", "*")) else row  # the row before would take them for arguments of its end
 
 
 def _latex(text: str) -> str:

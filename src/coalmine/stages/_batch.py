@@ -3,21 +3,22 @@
 Snakemake deletes all declared outputs of a job that fails or is killed. Each finished file is therefore kept, with
 its measurements, in a folder that is not declared (``.finished`` beside the output) until the whole job is done. The
 next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that it
-would write itself, and says so.
+would write itself and its bytes are those that were written, and says so.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from coalmine.artefacts import Header, sidecar, write_json
+from coalmine import checksums
+from coalmine.artefacts import Header, place, remove_leftovers, sidecar, sync_folder, write_json
 from coalmine.checkpoint import Checkpoint
 from coalmine.errors import CoalmineError
+from coalmine.shadows import Numbered
 from coalmine.stages._command import shadow_number
 
 
@@ -49,8 +50,10 @@ class Batch:
         for path in outputs:
             if path.suffix != ".json":
                 self._outputs.setdefault(shadow_number(path), []).append(path)
+        self._read_header = read_header
+        self._opened: dict[int, list[Checkpoint]] = {}
         self.headers = {shadow: header(shadow) for shadow in self._outputs}
-        kept = [shadow for shadow in self._outputs if self._is_finished(shadow, read_header)]
+        kept = [shadow for shadow in self._outputs if self._are_made(shadow, [own for own, _ in self._files(shadow)])]
         if kept:
             progress(f"{len(kept)} of {len(self._outputs)} were finished by an interrupted job and are kept")
         self.waiting = [shadow for shadow in self._outputs if shadow not in kept]
@@ -66,9 +69,25 @@ class Batch:
         (output,) = [path for path in self._outputs[shadow] if suffix in (None, path.suffix)]
         return _stashed(output)
 
-    def checkpoint(self, shadow: int) -> Checkpoint:
-        """Return where the computation of a shadow model saves its state until all of its files are finished."""
-        return Checkpoint(_stashed(self._outputs[shadow][0]).with_suffix(".checkpoint.npz"), self.headers[shadow])
+    def checkpoint(self, shadow: Numbered, purpose: str = "") -> Checkpoint:
+        """Return where a computation on a shadow model saves its state until all files of that model are finished.
+
+        Args:
+            shadow: the shadow model.
+            purpose: what the computation is for, where there are several; each has a file of its own.
+        """
+        path, header = _stashed(self._outputs[shadow.number][0]), self.headers[shadow.number]
+        if purpose:
+            name = re.sub(r"\W+", "-", purpose)
+            opened = Checkpoint(path.with_suffix(f".checkpoint.{name}.npz"), {**header, "purpose": purpose})
+        else:
+            opened = Checkpoint(path.with_suffix(".checkpoint.npz"), header)
+        self._opened.setdefault(shadow.number, []).append(opened)
+        return opened
+
+    def before(self, shadow: int) -> float:
+        """Return the seconds that interrupted jobs had spent on what was taken up for a shadow model."""
+        return sum(checkpoint.before for checkpoint in self._opened.get(shadow, []))
 
     def finish(self, shadow: int, measured: dict[str, Any], suffix: str | None = None) -> None:
         """Note the measurements of a file of a shadow model, once all of its files have been written.
@@ -82,50 +101,65 @@ class Batch:
         """
         write_json(sidecar(self.stash(shadow, suffix)), measured)
         if all(kept.is_file() for kept, _ in self._files(shadow)):
-            self.checkpoint(shadow).remove()
+            self._forget_checkpoints(shadow)
 
     def publish(self) -> None:
         """Put all finished files where Snakemake expects them, then drop the copies that were kept."""
         files = [pair for shadow in self._outputs for pair in self._files(shadow)]
-        for kept, target in files:
-            _copy(kept, target)
+        for shadow in self._outputs:
+            self._publish(shadow)
+        for folder in {target.parent for _, target in files}:
+            sync_folder(folder)
         for kept, _ in files:
-            kept.unlink()
+            kept.unlink(missing_ok=True)
+            checksums.forget(kept)
+        for shadow in self._outputs:
+            self._forget_checkpoints(shadow)
         for folder in {kept.parent for kept, _ in files}:
-            with suppress(OSError):  # another job of the same method may be using it
-                folder.rmdir()
+            remove_leftovers(folder)
+            for emptied in (checksums.record_path(folder / "any").parent, folder):
+                with suppress(OSError):  # another job of the same method may be using it
+                    emptied.rmdir()
+
+    def _publish(self, shadow: int) -> None:
+        """Put the files of a shadow model where Snakemake expects them."""
+        try:
+            for kept, target in self._files(shadow):
+                place(kept, target)
+        except FileNotFoundError:
+            # A job whose Snakemake was killed goes on by itself, and may have published the same files meanwhile.
+            if not self._are_made(shadow, [target for _, target in self._files(shadow)]):
+                raise
 
     def _files(self, shadow: int) -> list[tuple[Path, Path]]:
         """Return where all files of a shadow model are kept, measurements included, and where they are published."""
         pairs = [(_stashed(output), output) for output in self._outputs[shadow]]
         return [*pairs, *((sidecar(kept), sidecar(output)) for kept, output in pairs)]
 
-    def _is_finished(self, shadow: int, read_header: Callable[[Path], Header]) -> bool:
-        kept = [stash for stash, _ in self._files(shadow)]
-        if not all(path.is_file() for path in kept):
+    def _are_made(self, shadow: int, paths: Sequence[Path]) -> bool:
+        """Tell whether all files of a shadow model are there, whole, and those that this job would write."""
+        if not all(path.is_file() for path in paths):
             return False
         try:
-            return all(read_header(path) == self.headers[shadow] for path in kept if path.suffix != ".json")
+            artefacts = [path for path in paths if path.suffix != ".json"]
+            return all(self._read_header(path) == self.headers[shadow] and checksums.holds(path) for path in artefacts)
         except CoalmineError:
             return False
+
+    def _forget_checkpoints(self, shadow: int) -> None:
+        """Drop what the computations on a shadow model have saved, those of former settings included."""
+        stash = _stashed(self._outputs[shadow][0])
+        for path in stash.parent.glob(f"{stash.stem}.checkpoint*"):
+            path.unlink(missing_ok=True)
 
     def _forget_measurements(self) -> None:
         """Drop measurements of files that are made anew: beside the new files they would pass for theirs."""
         for shadow in self.waiting:
             for output in self._outputs[shadow]:
-                sidecar(_stashed(output)).unlink(missing_ok=True)
+                measured = sidecar(_stashed(output))
+                measured.unlink(missing_ok=True)
+                checksums.forget(measured)
 
 
 def _stashed(output: Path) -> Path:
     return output.parent / ".finished" / output.name
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Put ``source`` at ``target`` atomically; a hard link where the file system has them."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

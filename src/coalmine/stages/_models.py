@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from coalmine import devices
 from coalmine.artefacts import check_header, digest, read_npz
 from coalmine.errors import CoalmineError
 from coalmine.mechanism import Mechanism
 from coalmine.models.settings import ModelSettings
+from coalmine.progress import reporter
 from coalmine.run_files import read_account
 from coalmine.shadows import PrivateData, Setup
 from coalmine.stages import _command
@@ -66,12 +68,17 @@ def mechanism(arguments: argparse.Namespace, method: str, design: str) -> Mechan
         return None
     (path,) = arguments.privacy
     account = read_account(path, method, design)
-    return Mechanism(**account["guarantee"]["mechanism"])
+    try:
+        return Mechanism(**account["guarantee"]["mechanism"])
+    except (KeyError, TypeError) as error:
+        raise CoalmineError(f"{path} holds no mechanism of a guarantee ({error}). Delete it and run again.") from error
 
 
 def execution(arguments: argparse.Namespace) -> tuple[torch.device, Mode]:
-    """Set the number of threads and return the device and how models are batched on it."""
+    """Claim a device, set the number of threads and return the device and how models are batched on it."""
     torch.set_num_threads(arguments.threads)
+    if arguments.device != "cpu":
+        devices.claim(reporter("device"))
     device = resolve_device(arguments.device)
     mode = arguments.mode
     if mode == "auto":

@@ -8,7 +8,17 @@ import json
 from types import ModuleType
 from typing import Any
 
+from coalmine import checksums
 from coalmine.reporting.results import Results, load_results
+from coalmine.stages import _command
+
+
+def determine(arguments: argparse.Namespace, stage: str) -> None:
+    """Note beside the files of a table or figure what determines them: they have no place for it inside."""
+    spec = arguments.spec
+    header = _command.header(stage, spec, f"coalmine.reporting.{spec['name']}")
+    for path in arguments.out:
+        checksums.determine(path, header)
 
 
 def load(arguments: argparse.Namespace) -> tuple[ModuleType, Any, Results]:

@@ -58,9 +58,7 @@ def main() -> None:
         return {**base, "shadow": shadow, "inputs": {**made_from, "teacher": learned[shadow]}}
 
     batch = Batch(arguments.out, header, _header_of, progress)
-    setup = _models.setup(
-        spec, classes, device, mode, progress, checkpoint=lambda teacher: batch.checkpoint(teacher.number)
-    )
+    setup = _models.setup(spec, classes, device, mode, progress, checkpoint=batch.checkpoint)
     waiting = [_read_teacher(teachers[number], learned[number], spec) for number in batch.waiting]
     students = method.distil(waiting, settings, setup)
     for finished, (teacher, student) in enumerate(zip(waiting, students, strict=True), start=1):

@@ -11,6 +11,7 @@ def main() -> None:
     module, settings, results = _report.load(arguments)
     figure, frame = module.build(results, settings)
     write_figure(figure, frame, arguments.out[0].with_suffix(""))
+    _report.determine(arguments, "figure")
     reporter(arguments.spec["name"])(f"draws {len(frame)} rows of numbers")
 
 

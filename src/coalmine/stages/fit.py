@@ -48,7 +48,7 @@ def main() -> None:
         mechanism,
         pretrained=pretrained,
         class_names=data.classes,
-        checkpoint=lambda shadow: batch.checkpoint(shadow.number),
+        checkpoint=batch.checkpoint,
     )
     shadows = [data.shadow(number) for number in batch.waiting]
     fitted_models = method.fit(shadows, own, setup)

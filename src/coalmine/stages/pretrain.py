@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from coalmine.artefacts import digest, sidecar, write_json, write_safetensors
+from coalmine.checkpoint import Checkpoint
 from coalmine.data.images import ImageSet
 from coalmine.errors import CoalmineError
 from coalmine.models.settings import ModelSettings
@@ -46,6 +47,11 @@ def main() -> None:
     model = TypeAdapter(ModelSettings).validate_json(json.dumps(spec["model"]))
     recipe = Recipe.model_validate_json(json.dumps(spec["training"]))
     normalisation = Normalisation.model_validate_json(json.dumps(spec["normalisation"]))
+    (weights,) = (path for path in arguments.out if path.suffix == ".safetensors")
+    inputs = {"public": digest(public.images, public.labels)}
+    header = _command.header("pretrain", spec, classes=classes, inputs=inputs)
+    # Snakemake deletes the declared outputs of a job that is killed, so the checkpoint is none of them.
+    checkpoint = Checkpoint(weights.parent / ".unfinished" / f"{weights.stem}.npz", header)
     (trained,) = train(
         model,
         [TrainingSet(images=public.images, labels=public.labels)],
@@ -57,12 +63,11 @@ def main() -> None:
         mode=mode,
         progress=progress,
         names=[spec["name"]],
+        checkpoint=lambda _: checkpoint,
     )
-    inputs = {"public": digest(public.images, public.labels)}
-    header = _command.header("pretrain", spec, classes=classes, inputs=inputs)
-    (weights,) = (path for path in arguments.out if path.suffix == ".safetensors")
     write_safetensors(weights, header, {name: tensor.numpy() for name, tensor in trained.state.items()})
     write_json(sidecar(weights), _models.measurements(trained.seconds, device, weights.stat().st_size))
+    checkpoint.remove()
 
     logits = predict(
         model, trained.state, public.images, normalisation, classes, device=device, precision=recipe.precision

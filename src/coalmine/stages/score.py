@@ -24,12 +24,19 @@ FPRS = (0.001, 0.01)
 
 def read_logits(paths: list[Path], method: str, design: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the logits of all shadow models: float32 (canary, model, view, class) and (model, test, class)."""
-    canaries, tests = [], []
+    canaries: list[np.ndarray] = []
+    tests: list[np.ndarray] = []
     for number, path in enumerate(paths):
         header, arrays = read_npz(
             path, canary_logits=("float32", (None, None, None)), test_logits=("float32", (None, None))
         )
         check_header(path, header, spec__method=method, shadow=number, inputs__design=design)
+        shapes = arrays["canary_logits"].shape, arrays["test_logits"].shape
+        if canaries and shapes != (canaries[0].shape, tests[0].shape):
+            raise CoalmineError(
+                f"{path}: logits of shapes {shapes[0]} and {shapes[1]}, but those of {paths[0]} are of shapes "
+                f"{canaries[0].shape} and {tests[0].shape}. Delete both files and run Snakemake again."
+            )
         canaries.append(arrays["canary_logits"])
         tests.append(arrays["test_logits"])
     return np.stack(canaries, axis=1), np.stack(tests)

@@ -61,23 +61,23 @@ def main() -> None:
         experts=(lambda shadow: experts[shadow.number]) if experts else None,
         generator=(lambda shadow: generators[shadow.number]) if generators else None,
         class_names=data.classes,
-        checkpoint=lambda shadow: batch.checkpoint(shadow.number),
+        checkpoint=batch.checkpoint,
     )
     shadows = [data.shadow(number) for number in batch.waiting]
     canaries = data.design.index[data.design.mislabelled]
     watch = _command.Stopwatch()
     sets = method.synthesize(shadows, settings, setup)
-    share = None
+    at_once, together = 1, None
     if mode == "stacked" and shadows:
         # Made together, so each takes an equal share of the time.
         sets = list(sets)
-        share = watch.lap() / len(shadows)
+        at_once, together = len(shadows), watch.lap()
     for finished, (shadow, synthetic) in enumerate(zip(shadows, sets, strict=True), start=1):
         _check(synthetic.source, shadow.index, spec["method"])
         write_npz(batch.stash(shadow.number), batch.headers[shadow.number], synthetic.arrays())
-        seconds = watch.lap() if share is None else share
+        seconds = (watch.lap() if together is None else together) + batch.before(shadow.number)
         size = batch.stash(shadow.number).stat().st_size
-        batch.finish(shadow.number, _models.measurements(seconds, device, size))
+        batch.finish(shadow.number, _models.measurements(seconds / at_once, device, size))
         taken = np.isin(canaries, synthetic.source).sum()
         progress(
             f"{finished} of {len(shadows)} synthetic sets: {len(synthetic.labels):,} images, made from {taken} of the "

@@ -12,6 +12,7 @@ def main() -> None:
     frame = module.build(results, settings)
     layout = module.layout(frame) if hasattr(module, "layout") else None
     write_table(frame, settings.title, (), arguments.out[0].with_suffix(""), layout)
+    _report.determine(arguments, "table")
     reporter(arguments.spec["name"])(f"{len(frame)} rows")
 
 

@@ -36,7 +36,9 @@ def main() -> None:
         return {**base, "shadow": shadow, "inputs": {**inputs, **replaced}}
 
     batch = Batch(outputs, header, lambda path: read_safetensors(path)[0], progress)
-    setup = _models.setup(spec, len(data.classes), device, mode, progress, mechanism=mechanism)
+    setup = _models.setup(
+        spec, len(data.classes), device, mode, progress, mechanism=mechanism, checkpoint=batch.checkpoint
+    )
     shadows = [data.shadow(number) for number in batch.waiting]
     if "module" in spec:
         method, settings = load_method(spec)

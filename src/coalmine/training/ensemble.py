@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +24,14 @@ class Ensemble(Protocol):
         """Return a copy on the CPU of one model's parameters and buffers, named as in its ``state_dict``."""
         ...
 
+    def restore(self, model: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite one model's parameters and buffers with what :meth:`state` returned, of whatever ensemble."""
+        ...
+
+    def part(self, model: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return views of one model's part of tensors that are shaped like ``parameters``."""
+        ...
+
 
 class Single:
     """One network, called as it is, with channels last in memory: convolutions and pooling are faster so."""
@@ -41,6 +49,14 @@ class Single:
     def state(self, model: int) -> dict[str, torch.Tensor]:
         """See ``Ensemble.state``, for model 0."""
         return {name: exported(tensor) for name, tensor in self._network.state_dict().items()}
+
+    def restore(self, model: int, state: Mapping[str, torch.Tensor]) -> None:
+        """See ``Ensemble.restore``, for model 0."""
+        self._network.load_state_dict(state)
+
+    def part(self, model: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See ``Ensemble.part``, for model 0."""
+        return list(tensors)
 
 
 class Stack:
@@ -70,6 +86,17 @@ class Stack:
         """See ``Ensemble.state``."""
         tensors = {**self._parameters, **self._buffers}
         return {name: exported(tensors[name][model]) for name in self._names}
+
+    @torch.no_grad()
+    def restore(self, model: int, state: Mapping[str, torch.Tensor]) -> None:
+        """See ``Ensemble.restore``."""
+        tensors = {**self._parameters, **self._buffers}
+        for name in self._names:
+            tensors[name][model] = state[name]
+
+    def part(self, model: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See ``Ensemble.part``."""
+        return [tensor[model] for tensor in tensors]
 
 
 def exported(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn import functional as F
 
+from coalmine.checkpoint import Checkpoint, without
 from coalmine.errors import CoalmineError
 from coalmine.models.build import build
 from coalmine.models.layers import Classifier
@@ -25,6 +28,7 @@ from coalmine.training.dp_step import DPStep
 from coalmine.training.loop import ModelGenerators, Trained
 from coalmine.training.recipe import Augmentation, Normalisation, Precision
 from coalmine.training.sets import DeviceImages, Samples, TrainingSet, check_set
+from coalmine.training.state import as_arrays, as_tensors, of_optimiser, prefixed, restore_optimiser, under
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def train_privately(
     device: torch.device,
     progress: Callable[[str], None] | None = None,
     names: Sequence[str] | None = None,
+    checkpoint: Callable[[int], Checkpoint] = without,
 ) -> Iterator[Trained]:
     """Train one model on each set with DP-SGD, one after the other, each from its own generators.
 
@@ -84,6 +89,7 @@ def train_privately(
         device: where.
         progress: called every few seconds with a line of text.
         names: what progress and errors call the models; their positions by default.
+        checkpoint: opens the place where a model, by its position, saves its state. It is as private as the data.
 
     Yields:
         The trained models in the order of ``sets``.
@@ -100,7 +106,8 @@ def train_privately(
         name = names[position] if names else f"model {position}"
         with arithmetic(recipe.precision):
             training = _Training(model, data, recipe, normalisation, generators[position], classes, images, name)
-            yield training.run(position, progress)
+            trained = training.run(position, progress, checkpoint(position))
+        yield trained
 
 
 def _refuse_distilled(data: TrainingSet, recipe: PrivateRecipe) -> None:
@@ -130,38 +137,87 @@ class _Training:
         images: DeviceImages,
         name: str,
     ) -> None:
-        self.recipe, self.normalisation, self.name = recipe, normalisation, name
+        self.recipe, self.normalisation, self.name, self.size = recipe, normalisation, name, len(data)
         self.device, self.dtype = images.device, parameter_dtype(recipe.precision)
         self.order = generators.order
         self.samples = Samples([data], images, self.dtype)
-        self.batches = UniformWithReplacementSampler(
-            num_samples=len(data), sample_rate=recipe.sampling_rate, steps=recipe.steps, generator=generators.order
-        )
         channels, size = self.samples.images.shape[1:3]
         self.network = build(model, channels, size, classes, generators.initialisation).to(self.device, self.dtype)
         self.average = MovingAverage(self.network, recipe.average) if recipe.average is not None else None
-        noise = torch.Generator(self.device).manual_seed(generators.noise.initial_seed())
+        self.noise = torch.Generator(self.device).manual_seed(generators.noise.initial_seed())
+        self.optimiser = torch.optim.SGD(self.network.parameters(), recipe.learning_rate, recipe.momentum)
         self.step = DPStep(
             self.network,
             mean_cross_entropy,
-            torch.optim.SGD(self.network.parameters(), recipe.learning_rate, recipe.momentum),
+            self.optimiser,
             clip=recipe.clip,
             noise_multiplier=recipe.noise_multiplier,
             expected_batch_size=recipe.expected_batch_size,
-            generator=noise,
+            generator=self.noise,
             micro_batch=recipe.micro_batch,
         )
 
-    def run(self, position: int, progress: Callable[[str], None] | None) -> Trained:
-        """Train to the end."""
-        clock = Clock(self.recipe.steps, round(self.recipe.expected_batch_size * self.recipe.views))
-        for done, drawn in enumerate(self.batches, start=1):
+        @cache
+        def fingerprint() -> str:
+            seeds = [own.initial_seed() for own in (generators.initialisation, generators.order, generators.noise)]
+            return data.fingerprint(model, recipe, normalisation, classes, seeds)
+
+        self.fingerprint = fingerprint
+
+    def run(self, position: int, progress: Callable[[str], None] | None, checkpoint: Checkpoint) -> Trained:
+        """Train to the end, from the last checkpoint on if there is one."""
+        steps, before = self.recipe.steps, self._take_up(checkpoint)
+        if progress and before:
+            progress(f"{self.name}: taken up after step {before:,} of {steps:,}")
+        batches = UniformWithReplacementSampler(
+            num_samples=self.size,
+            sample_rate=self.recipe.sampling_rate,
+            steps=steps - before,
+            generator=self.order,
+        )
+        clock = Clock(steps - before, round(self.recipe.expected_batch_size * self.recipe.views))
+        for done, drawn in enumerate(batches, start=before + 1):
             self.step(*self._examples(torch.tensor(drawn, dtype=torch.int64)))
             if self.average:
                 self.average.update()
             if progress and clock.is_time_to_report():
-                progress(f"{self.name}, {clock.report(done, f'step {done} of {self.recipe.steps}')}")
-        return Trained(position, self._export(), self.recipe.steps, clock.seconds())
+                progress(f"{self.name}, {clock.report(done - before, f'step {done} of {steps}')}")
+            if done < steps and checkpoint.due():
+                self._save(checkpoint, done)
+        if before < steps and checkpoint.exists():
+            self._save(checkpoint, steps)
+        return Trained(position, self._export(), steps, checkpoint.before + clock.seconds())
+
+    def _streams(self) -> dict[str, torch.Generator]:
+        return {"order": self.order, "noise": self.noise}
+
+    def _save(self, checkpoint: Checkpoint, done: int) -> None:
+        """Save all that the steps after the first ``done`` depend on."""
+        tensors = {
+            **prefixed("network", self.network.state_dict()),
+            **prefixed("optimiser", of_optimiser(self.optimiser)),
+            **prefixed("average", self.average.state() if self.average else {}),
+            **prefixed("stream", {name: stream.get_state() for name, stream in self._streams().items()}),
+        }
+        numbers = {"done": np.array(done), "fingerprint": np.array(self.fingerprint())}
+        checkpoint.save({**numbers, **as_arrays(tensors)})
+
+    def _take_up(self, checkpoint: Checkpoint) -> int:
+        """Restore what was saved; return the steps made, 0 if nothing was, or on a device with other generators."""
+        saved = checkpoint.load()
+        if saved is None or str(saved["fingerprint"]) != self.fingerprint():
+            return 0
+        tensors = as_tensors(saved)
+        states = under("stream", tensors)
+        if any(states[name].shape != stream.get_state().shape for name, stream in self._streams().items()):
+            return 0
+        for name, stream in self._streams().items():
+            stream.set_state(states[name])
+        self.network.load_state_dict(under("network", tensors))
+        restore_optimiser(self.optimiser, under("optimiser", tensors))
+        if self.average:
+            self.average.restore(under("average", tensors))
+        return int(saved["done"])
 
     def _examples(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return K augmented views ``(n, view, channel, height, width)`` of the samples drawn, and labels ``(n,)``."""

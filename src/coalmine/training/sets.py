@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from coalmine.artefacts import digest
 from coalmine.errors import CoalmineError
 from coalmine.training.recipe import Normalisation, Recipe
 from coalmine.training.whitening import Whitening
@@ -43,6 +44,16 @@ class TrainingSet:
         if self.learning_rate is None:
             return common
         return common.model_copy(update={"learning_rate": self.learning_rate})
+
+    def fingerprint(self, *further: object) -> str:
+        """Return a digest of all that a model trained on this set learns from, and of the texts of ``further``.
+
+        A checkpoint carries it, so that no training takes up another's, whatever the two are called.
+        """
+        whitening = self.whitening.state().values() if self.whitening else ()
+        index = np.arange(len(self)) if self.index is None else self.index
+        text = repr((self.learning_rate, *further)).encode()
+        return digest(np.frombuffer(text, np.uint8), self.images, self.labels, index, *whitening)
 
     def whitened(self) -> TrainingSet:
         """Return the set as the network is to see it: itself, or one with images of its own, whitened."""

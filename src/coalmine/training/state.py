@@ -1,10 +1,21 @@
-"""States of networks and optimisers as flat dictionaries of tensors, so that a checkpoint can hold them."""
+"""States of networks and optimisers as flat dictionaries of tensors, and these as arrays, for a checkpoint to hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+
+
+def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors of any device as arrays, which may share their memory."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return copies of the arrays that are numbers as tensors on the CPU."""
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array.dtype.kind in "biuf"}
 
 
 def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
