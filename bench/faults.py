@@ -35,8 +35,10 @@ the same bytes as a run that was not. What was finished is not made again. No fi
 half-written. Damage to a file is told by that file's name before a number depends on it.
 
 **Recovery.** Run the same command again. If Snakemake itself was killed: `snakemake --unlock && snakemake …`. If
-files may have been damaged (a broken disk, an accident with `rm`): `coalmine verify` names them; delete these and run
-again.
+files may have been damaged (a broken disk, an accident with `rm`): `coalmine verify` names them and tells the command
+that makes them anew. (Make such files anew by themselves before the rest, as that command does: within one run,
+Snakemake makes all that follows from them anew, too, though their bytes come back.) If the clock was brought back,
+Snakemake refuses outputs that are older than their inputs: `find results -newermt now -exec touch {{}} +`.
 
 **Test.** `python bench/faults.py` makes one run of every kind of stage undisturbed ({files} files: data, audit
 design, accounting, pre-training, experts, coresets, distillation with and without data, private diffusion, DP-SGD,

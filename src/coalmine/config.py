@@ -26,7 +26,7 @@ from coalmine.distillation.settings import Experts
 from coalmine.errors import CoalmineError
 from coalmine.plugins import available, load
 from coalmine.problems import ConfigurationError, Problem, read, suggestion
-from coalmine.sections import BLOCK, Config, Control, Data, Features, Method, Modules, Shared
+from coalmine.sections import Config, Control, Data, Features, Method, Modules, Shared
 from coalmine.settings import Settings
 from coalmine.training.recipe import Recipe
 
@@ -256,11 +256,6 @@ class Run:
     def shadows_of(self, name: str) -> int:
         """Return how many shadow models are made for a method or a control: the first so many of the run's."""
         return self.method(self.models_of(name)).shadows or self.config.shadows
-
-    def blocks(self, count: int) -> list[list[str]]:
-        """Return the names of the first so many shadow models, as files have them, in blocks that are made together."""
-        names = [f"{shadow:03d}" for shadow in range(count)]
-        return [names[start : start + BLOCK] for start in range(0, count, BLOCK)]
 
     @cached_property
     def audited(self) -> list[str]:

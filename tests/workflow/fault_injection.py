@@ -198,6 +198,13 @@ def processes(folder: Path) -> list[Process]:
     return found
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """Return all files in a folder and below, in order, while others may add and remove some."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))
+
+
 def kill(pids: list[int], number: signal.Signals) -> None:
     """Send a signal to each process that is still there."""
     for pid in pids:
@@ -320,14 +327,14 @@ class Trial(Checkout):
 
     def touch_future(self) -> None:
         """Do as ``find results -newermt now -exec touch {} +``: Snakemake takes no output older than its input."""
-        for path in self.results.rglob("*"):
-            if path.is_file() and path.stat().st_mtime > time.time():
+        for path in files_in(self.results):
+            if path.stat().st_mtime > time.time():
                 os.utime(path)
 
     def incomplete(self) -> set[str]:
         """Return the files that Snakemake has marked as being made, under ``results``."""
         folder = self.root / ".snakemake/incomplete"
-        marks = (path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file())
+        marks = (path.relative_to(folder).parts for path in files_in(folder))
         names = set()
         for parts in marks:
             with suppress(ValueError):
@@ -341,7 +348,7 @@ class Trial(Checkout):
 
     def artefacts(self) -> Iterator[tuple[str, Path]]:
         """Return artefacts, tables and figures under their final names; measurements and logs are none."""
-        for path in sorted(self.results.rglob("*")):
+        for path in files_in(self.results):
             name = path.relative_to(self.results)
             hidden = any(part.startswith(".") for part in name.parts)
             if path.suffix in SUFFIXES and not hidden and "logs" not in name.parts and not is_measured(name):
@@ -376,7 +383,7 @@ class Trial(Checkout):
     def _of_shadow_models(self) -> Iterator[tuple[str, Path]]:
         """Return files of single shadow models, kept ones too, with the names under which they are published."""
         for stage in PER_SHADOW:
-            for path in (self.results / NAME / stage).rglob("[0-9]*"):
+            for path in files_in(self.results / NAME / stage):
                 kept = path.parent.name == ".finished"
                 if re.fullmatch(r"\d+\.(npz|safetensors)", path.name) and (kept or path.parent.name[0] != "."):
                     folder = path.parent.parent if kept else path.parent
@@ -523,7 +530,9 @@ class Workshop:
     def partial(self, trial: Trial) -> list[str]:
         """Return files under their final names, or kept by an interrupted job, that are not whole."""
         found = [name for name, digest in trial.contents().items() if digest not in ("gone", self.wanted.get(name))]
-        for path in trial.results.rglob(".finished/*"):
+        for path in files_in(trial.results):
+            if path.parent.name != ".finished":
+                continue
             final = str((path.parent.parent / path.name).relative_to(trial.results))
             if path.name[0] != "." and final in self.wanted and fingerprint(path) not in ("gone", self.wanted[final]):
                 found.append(str(path.relative_to(trial.results)))
@@ -672,9 +681,10 @@ class Campaign:
 
 def standing(trial: Trial) -> str:
     """Tell whether a fault hit a write, or a computation that had saved its state."""
-    if any(trial.results.rglob("*.tmp")):
+    names = [path.name for path in files_in(trial.results)]
+    if any(name.endswith(".tmp") for name in names):
         return "writing"
-    return "between checkpoints" if any(trial.results.rglob("*.checkpoint.npz")) else ""
+    return "between checkpoints" if any(".checkpoint." in name for name in names) else ""
 
 
 def send(trial: Trial, controller: int, job: Process, way: str) -> None:
@@ -844,9 +854,11 @@ def _stop_when_there_is(trial: Trial, pattern: str) -> Path | None:
     """Run until a kept file appears, then kill everything; return the file, None if it went before."""
     controller = trial.launch()
     while controller.poll() is None:
-        found = [path for path in trial.results.rglob(pattern) if path.name[0] != "."]
-        if pattern.count("checkpoint") == 0:
-            found = [path for path in found if "checkpoint" not in path.name]
+        found = [
+            path
+            for path in files_in(trial.results)
+            if path.match(pattern) and path.name[0] != "." and ("checkpoint" in path.name) == ("checkpoint" in pattern)
+        ]
         if found:
             kill([process.pid for process in processes(trial.root)], signal.SIGKILL)
             controller.wait()
@@ -938,7 +950,7 @@ def full_disk(workshop: Workshop, times: int = 3) -> list[Outcome]:
         trial = workshop.begun()
         made = trial.results.rename(trial.root / "made")
         trial.results.mkdir()
-        files = [path for path in made.rglob("*") if path.is_file()]
+        files = [*files_in(made)]
         used = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
         left = workshop.rng.randrange(16, 400) << 10
         with mounted(trial.results, used + left) as possible:
@@ -1021,10 +1033,9 @@ def clock(workshop: Workshop) -> list[Outcome]:
         trial = workshop.begun()
         _stop_when_there_is(trial, ".finished/*")
         start = time.monotonic()
-        for path in trial.results.rglob("*"):
-            if path.is_file():
-                stat = path.stat()
-                os.utime(path, (stat.st_atime + shift, stat.st_mtime + shift))
+        for path in files_in(trial.results):
+            stat = path.stat()
+            os.utime(path, (stat.st_atime + shift, stat.st_mtime + shift))
         before = trial.finished()
         trial.recover(unlock=True)
         settled = trial.finished()

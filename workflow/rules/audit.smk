@@ -32,7 +32,7 @@ for case in ("worst", "average"):
                 --spec {params.spec:q} \
                 --labels {input.labels:q} \
                 --classes {input.classes:q} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -71,5 +71,5 @@ rule score:
             --synthetic {input.synthetic:q} \
             --privacy {input.privacy:q} \
             --teacher {input.teacher:q} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """

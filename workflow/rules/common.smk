@@ -33,13 +33,17 @@ except CoalmineError as error:
 GPU = int(EXECUTION.device == "cuda" or bool(GPUS))
 
 
-def training_threads():
-    """CPU threads of a job that trains: one, with which the same command gives the same bytes.
+def threads_beside_a_gpu(wildcards):
+    """CPU threads of a job that trains on a GPU of this machine.
 
-    Jobs that train on GPUs of this machine take just so many threads that no more of them run at once than GPUs can
-    take, as Snakemake counts cores on every machine. (Each claims a GPU for itself: coalmine/devices.py.)
+    Just so many that no more of these jobs run at once than GPUs can take, as Snakemake counts cores on every machine.
+    (Each job claims a GPU for itself: coalmine/devices.py.)
     """
-    return workflow.cores // (SLOTS + 1) + 1 if SLOTS and workflow.local_exec else 1
+    return workflow.cores // (SLOTS + 1) + 1 if workflow.local_exec else 1
+
+
+# On a CPU one thread, with which the same command gives the same bytes.
+THREADS = threads_beside_a_gpu if SLOTS else 1
 
 
 def asked(stage, mem_mb, **resources):
@@ -93,9 +97,14 @@ def methods_that(*kinds):
     return pattern(method for method in RUN.audited if RUN.kind(method) in kinds)
 
 
+def names(count):
+    """Names of the first so many shadow models, as files have them."""
+    return [f"{shadow:03d}" for shadow in range(count)]
+
+
 def shadows_of(method):
-    """Names of the shadow models that are made for a method or a control, as files have them."""
-    return [name for block in RUN.blocks(RUN.shadows_of(method)) for name in block]
+    """Names of the shadow models that are made for a method or a control."""
+    return names(RUN.shadows_of(method))
 
 
 class Part:
@@ -104,13 +113,13 @@ class Part:
     Rules are made for each part, not matched by wildcards: among a thousand shadow models of twenty methods, Snakemake
     would look for the maker of each file among all rules of its stage.
 
-    No file name and no parameter depends on the size of a part, `execution.batch`. Nor does the set of its input files,
-    or another size would rerun everything: a job reads the files of its whole block of shadow models, not just of its
-    part. (Those of all shadow models would be too many: their number grows with its square.)
+    No file name and no parameter depends on the size of a part, `execution.batch`. The set of its input files does: the
+    profiles therefore leave out Snakemake's trigger `input`, or another size would rerun everything. It finds nothing
+    that the settings (`spec`) and the times of files do not tell as well.
     """
 
-    def __init__(self, stage, of, block, shadows):
-        self.stage, self.of, self.block, self.shadows = stage, of, block, shadows
+    def __init__(self, stage, of, shadows):
+        self.stage, self.of, self.shadows = stage, of, shadows
         self.rule = f"{stage}.{of}.{shadows[0]}"
         self.told = f"{shadows[0]} to {shadows[-1]}"
         self.log = f"{ROOT}/logs/{stage}/{of}-{shadows[0]}.log"
@@ -152,35 +161,34 @@ class Part:
 
     def synthetic(self, wildcards):
         """Synthetic sets that the models learned from, whoever made them; none if these are private data."""
-        return self._of_block("synthetic", RUN.set_of(self.of), "npz")
+        return self._own("synthetic", RUN.set_of(self.of), "npz")
 
     def models(self, wildcards):
         """The models."""
-        return self._of_block("models", self.of, "safetensors")
+        return self._own("models", self.of, "safetensors")
 
     def teachers(self, wildcards):
         """The models that a data-free method distils."""
-        return self._of_block("models", RUN.teacher_of(self.of), "safetensors")
+        return self._own("models", RUN.teacher_of(self.of), "safetensors")
 
     def experts(self, wildcards):
         """Trajectories that the method matches, if it matches any."""
-        return self._of_block("experts", RUN.experts_of(self.of), "safetensors")
+        return self._own("experts", RUN.experts_of(self.of), "safetensors")
 
     def generators(self, wildcards):
         """Generative models that the method draws its sets from, if it draws from any."""
-        return self._of_block("generators", RUN.generator_of(self.of), "safetensors")
+        return self._own("generators", RUN.generator_of(self.of), "safetensors")
 
-    def _of_block(self, folder, owner, suffix):
-        return artefacts(folder, owner, suffix, self.block) if owner else []
+    def _own(self, folder, owner, suffix):
+        return artefacts(folder, owner, suffix, self.shadows) if owner else []
 
 
 def parts(stage):
     """The jobs of a stage that makes shadow models, method by method."""
     return [
-        Part(stage, name, block, block[start : start + EXECUTION.batch])
+        Part(stage, name, names(count)[start : start + EXECUTION.batch])
         for name, count in RUN.made_by(stage).items()
-        for block in RUN.blocks(count)
-        for start in range(0, len(block), EXECUTION.batch)
+        for start in range(0, count, EXECUTION.batch)
     ]
 
 

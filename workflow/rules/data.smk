@@ -49,7 +49,7 @@ rule prepare_private:
         python -m coalmine.stages.prepare \
             --spec {params.spec:q} \
             --files {input.files:q} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -78,5 +78,5 @@ if PUBLIC:
             python -m coalmine.stages.prepare \
                 --spec {params.spec:q} \
                 --files {input.files:q} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """

@@ -33,7 +33,7 @@ rule account:
             --spec {params.spec:q} \
             --labels {input.labels:q} \
             --design {input.design:q} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -51,7 +51,7 @@ if RUN.pretrained:
         priority: 10  # much waits for it
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("pretrain_denoiser", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
@@ -68,7 +68,7 @@ if RUN.pretrained:
                 --spec {params.spec:q} \
                 --public {input.public:q} \
                 --device {resources.device} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -87,7 +87,7 @@ for part in parts("experts"):
             part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("experts", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
@@ -104,7 +104,7 @@ for part in parts("experts"):
                 --private {input.private:q} \
                 --design {input.design:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -126,7 +126,7 @@ for part in parts("fit"):
         priority: 10  # the longest jobs first: at the end, nothing waits for one alone
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("fit", gpu=GPU, runtime=2880, mem_mb=16000),
             device=EXECUTION.device,
@@ -145,7 +145,7 @@ for part in parts("fit"):
                 --privacy {input.privacy:q} \
                 --pretrained {input.pretrained:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -168,7 +168,7 @@ for part in parts("synthesize"):
             part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("synthesize", gpu=GPU, runtime=720, mem_mb=8000),
             device=EXECUTION.device,
@@ -189,7 +189,7 @@ for part in parts("synthesize"):
                 --experts {input.experts:q} \
                 --generators {input.generators:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -210,7 +210,7 @@ for part in parts("train"):
             part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("train", gpu=GPU, runtime=720, mem_mb=8000),
             device=EXECUTION.device,
@@ -229,7 +229,7 @@ for part in parts("train"):
                 --synthetic {input.synthetic:q} \
                 --privacy {input.privacy:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -248,7 +248,7 @@ for part in parts("distil"):
             part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("distil", gpu=GPU, runtime=2880, mem_mb=8000),
             device=EXECUTION.device,
@@ -264,7 +264,7 @@ for part in parts("distil"):
                 --spec {params.spec:q} \
                 --teachers {input.teachers:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
 
 
@@ -286,7 +286,7 @@ for part in parts("logits"):
             part.log,
         conda:
             "../../envs/coalmine.yaml"
-        threads: lambda wildcards: training_threads()
+        threads: THREADS
         resources:
             **asked("logits", gpu=GPU, runtime=60, mem_mb=8000),
             device=EXECUTION.device,
@@ -306,5 +306,11 @@ for part in parts("logits"):
                 --models {input.models:q} \
                 --synthetic {input.synthetic:q} \
                 --device {resources.device} --mode {resources.mode} --threads {threads} \
-                --out {output:q} > {log:q} 2>&1
+                --out {output:q} >{log:q} 2>&1
             """
+
+
+# Snakemake keeps each rule's function among the variables that it copies whenever it formats a job's message or command:
+# with thousands of rules, minutes. These are called by nobody, as what their rules run is a command line.
+for function in [name for name in globals() if name.startswith("__") and "." in name]:
+    del globals()[function]

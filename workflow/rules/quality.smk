@@ -21,7 +21,7 @@ rule quality:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: lambda wildcards: training_threads()
+    threads: THREADS
     resources:
         **asked("quality", gpu=GPU, runtime=240, mem_mb=8000),
         device=EXECUTION.device,
@@ -40,7 +40,7 @@ rule quality:
             --features {input.features:q} \
             --inception {input.inception:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -59,7 +59,7 @@ rule sizes:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: lambda wildcards: training_threads()
+    threads: THREADS
     resources:
         **asked("sizes", gpu=GPU, runtime=1440, mem_mb=8000),
         device=EXECUTION.device,
@@ -78,7 +78,7 @@ rule sizes:
             --test {input.test:q} \
             --synthetic {input.synthetic:q} \
             --device {resources.device} --mode {resources.mode} --threads {threads} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -97,7 +97,7 @@ rule recipes:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: lambda wildcards: training_threads()
+    threads: THREADS
     resources:
         **asked("recipes", gpu=GPU, runtime=1440, mem_mb=8000),
         device=EXECUTION.device,
@@ -116,5 +116,5 @@ rule recipes:
             --test {input.test:q} \
             --synthetic {input.synthetic:q} \
             --device {resources.device} --mode {resources.mode} --threads {threads} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """

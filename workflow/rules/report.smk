@@ -47,7 +47,7 @@ rule table:
         """
         python -m coalmine.stages.table \
             --spec {params.spec:q} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -80,7 +80,7 @@ rule figure:
         """
         python -m coalmine.stages.figure \
             --spec {params.spec:q} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 

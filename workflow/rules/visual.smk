@@ -15,7 +15,7 @@ rule pretrain:
         f"{ROOT}/logs/pretrain/features.log",
     conda:
         "../../envs/coalmine.yaml"
-    threads: lambda wildcards: training_threads()
+    threads: THREADS
     resources:
         **asked("pretrain", gpu=GPU, runtime=720, mem_mb=8000),
         device=EXECUTION.device,
@@ -30,7 +30,7 @@ rule pretrain:
             --spec {params.spec:q} \
             --public {input.public:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
 
 
@@ -51,7 +51,7 @@ rule resemble:
         method=methods_that("synthesize", "distil"),
     conda:
         "../../envs/coalmine.yaml"
-    threads: lambda wildcards: training_threads()
+    threads: THREADS
     resources:
         **asked("resemble", gpu=GPU, runtime=240, mem_mb=8000),
         device=EXECUTION.device,
@@ -70,5 +70,5 @@ rule resemble:
             --features {input.features:q} \
             --public {input.public:q} \
             --device {resources.device} --threads {threads} \
-            --out {output:q} > {log:q} 2>&1
+            --out {output:q} >{log:q} 2>&1
         """
