@@ -303,14 +303,20 @@ class _State:
         checkpoint.save({"done": np.array(done), "seconds": np.array(seconds), **arrays})
 
     def take_up(self, checkpoint: Checkpoint) -> tuple[int, float]:
-        """Restore what was saved; return the steps made and the seconds that they took, 0 if nothing was."""
+        """Restore what was saved; return the steps made and the seconds that they took.
+
+        Both are 0 if nothing was saved, or on a device with other generators.
+        """
         saved: Mapping[str, np.ndarray] | None = checkpoint.load()
         if saved is None:
             return 0, 0.0
         tensors = {name: torch.from_numpy(array.copy()) for name, array in saved.items()}
+        streams, states = self._streams.all(), under("stream", tensors)
+        if any(states[name].shape != stream.get_state().shape for name, stream in streams.items()):
+            return 0, 0.0
         self._network.load_state_dict(under("network", tensors))
         restore_optimiser(self._optimiser, under("optimiser", tensors))
         self._average.restore(under("average", tensors))
-        for name, state in under("stream", tensors).items():
-            self._streams.all()[name].set_state(state)
+        for name, stream in streams.items():
+            stream.set_state(states[name])
         return int(saved["done"]), float(saved["seconds"])
