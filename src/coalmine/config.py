@@ -646,6 +646,9 @@ class Run:
         return {
             "seed": self.config.seed,
             "method": method,
+            "shadows": self.shadows_of(method),
+            "public": "public" in self.sources,
+            "features": self.compares_features,
             "images": self.config.visual.images,
             "level": self.config.visual.level,
             "confidence": self.config.audit.confidence,

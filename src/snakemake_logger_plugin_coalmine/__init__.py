@@ -40,7 +40,8 @@ __all__ = ["LogHandler"]
 _CHATTER = re.compile(
     r"Assuming unrestricted shared filesystem|Using shell: |Conda environments: ignored|Select jobs to execute"
     r"|Singularity containers: ignored|Group jobs: inactive|Removing output files of failed job|Complete log\(s\): "
-    r"|Elapsed time: |Storing output in storage|Job \d+ has been submitted with SLURM jobid"
+    r"|Elapsed time: |Storing (output )?in storage|Job \d+ has been submitted with SLURM jobid"
+    r"|Retrieving from storage: |Finished (upload|retrieval)\.|Removing local copy of storage file: "
     r"|Exiting because a job execution failed|WorkflowError:\nAt least one job did not complete successfully"
 )
 """What Snakemake says in passing, or in more words than the display. Everything else is passed on."""

@@ -291,7 +291,7 @@ def test_broken_missing_and_foreign_files_are_refused_by_name(tmp_path: Path) ->
     with pytest.raises(CoalmineError, match=r"cut\.safetensors is not a readable Coalmine model"):
         Trajectories(tmp_path / "cut.safetensors")
     trajectories.write_safetensors(tmp_path / "model.safetensors", {"spec": {}}, {"head.bias": np.zeros(3)})
-    with pytest.raises(CoalmineError, match=r"model\.safetensors is not a readable file of expert trajectories"):
+    with pytest.raises(CoalmineError, match=r"model\.safetensors lacks 'shape'"):
         Trajectories(tmp_path / "model.safetensors")
     broken = trained(settings())
     broken[1, 2, 5] = np.nan

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from coalmine.artefacts import Header, read_json, read_npz, read_safetensors, wr
 from coalmine.checksums import FOLDER
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Numbered
+from coalmine.stages import _batch
 from coalmine.stages._batch import Batch
 
 HEADER = {"stage": "made", "spec": {"a": 1}, "code": "c0de"}
@@ -389,3 +392,35 @@ def test_the_seconds_of_interrupted_jobs_are_those_of_all_checkpoints_taken_up(
     assert [batch.checkpoint(shadow(4), purpose).load() for purpose in ("teacher", "training")] == [{}, {}]
     assert batch.before(4) == 2 * (7.0 + 11.0)
     assert batch.before(5) == 0
+
+
+def test_a_job_whose_snakemake_died_keeps_its_files_for_the_run_that_deletes_its_outputs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphan = Job(folder)
+    orphan.make(4, 5, 6)
+    with monkeypatch.context() as patched:
+        patched.setattr(_batch, "_controller", lambda: 1)
+        orphan.batch.publish()
+    published = {path.name: path.read_bytes() for path in folder.glob("00*")}
+    assert len(published) == 6
+    for name in published:
+        (folder / name).unlink()
+    again = Job(folder)
+    assert again.batch.waiting == []
+    again.batch.publish()
+    assert {path.name: path.read_bytes() for path in folder.glob("00*")} == published
+    assert not (folder / ".finished").exists()
+
+
+def test_the_process_that_waits_for_a_jobs_shell_is_told() -> None:
+    code = "from coalmine.stages._batch import _controller; print(_controller())"
+    # Two commands: a shell that has but one to run takes its place.
+    shell = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c '{code}'; true"],
+        env={**os.environ, "PYTHONPATH": str(Path(_batch.__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(shell.stdout) == os.getpid()

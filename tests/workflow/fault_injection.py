@@ -415,7 +415,7 @@ def is_measured(name: Path) -> bool:
 
 def named_files(printed: str) -> list[str]:
     """Return the files that jobs refused by name, with the advice to delete them."""
-    refusals = re.findall(r"^error: .*Delete the file.*$", printed, re.MULTILINE)
+    refusals = re.findall(r"error: .*Delete the file", printed)
     return [name for refusal in refusals for name in re.findall(r"results/[^\s:,)]+", refusal)[:1]]
 
 
@@ -504,11 +504,11 @@ class Workshop:
         self._trials += 1
         return Trial(self.folder / f"trial{self._trials}", *self._sources)
 
-    def copy(self) -> Trial:
-        """Return a trial in which everything has been made."""
+    def copy(self, of: Trial | None = None) -> Trial:
+        """Return a copy of a trial, or one in which everything has been made."""
         self._trials += 1
         root = self.folder / f"trial{self._trials}"
-        shutil.copytree(self.reference.root, root, symlinks=True)
+        shutil.copytree((of or self.reference).root, root, symlinks=True, ignore=shutil.ignore_patterns("pins"))
         return Trial(root)
 
     def begun(self, methods: int = 2) -> Trial:
@@ -546,6 +546,7 @@ class Workshop:
     def finish(self, trial: Trial, outcome: Outcome) -> None:
         """Compare a trial with the reference and remove it; one that went wrong is kept to be looked at."""
         outcome.wrong = self.wrong(trial)
+        self.say(f"{outcome.fault}, {outcome.hit}: {'harmless' if outcome.harmless else outcome}")
         if not outcome.wrong:
             self.close(trial)
 
@@ -741,68 +742,81 @@ DAMAGES = {"cut short": cut, "one bit flipped": flip, "overwritten with zeros": 
 def damaged(workshop: Workshop, per_kind: int = 2) -> list[Outcome]:
     """Damage finished artefacts of every kind, each before anything reads it again."""
     outcomes, ways = [], [*DAMAGES]
-    there = [pattern for pattern in READERS if any((workshop.reference.results / NAME).glob(pattern))]
+    run = workshop.reference.results / NAME
+    there = [pattern for pattern in READERS if any(run.glob(pattern))]
     cases = [
         (pattern, ways[(number + step) % len(ways)]) for number, pattern in enumerate(there) for step in range(per_kind)
     ]
     for pattern, way in workshop.some(cases):
-        trial = workshop.copy()
-        file = workshop.rng.choice(sorted((trial.results / NAME).glob(pattern))).resolve()
-        outcome = _damage(workshop, trial, file, way, READERS[pattern])
-        outcomes.append(outcome)
-        workshop.say(f"{outcome.fault} {outcome.hit}: {outcome.noticed}; {outcome.remark}")
-        workshop.finish(trial, outcome)
+        file = workshop.rng.choice(sorted(run.glob(pattern))).resolve().relative_to(workshop.reference.root)
+        outcomes.append(_damage(workshop, file, way, READERS[pattern]))
     return outcomes
 
 
-def _damage(workshop: Workshop, trial: Trial, file: Path, way: str, readers: list[str]) -> Outcome:
-    """Damage one file, make anew what is made from it, then recover by what noticed the damage.
+def _damage(workshop: Workshop, file: Path, way: str, readers: list[str]) -> Outcome:
+    """Damage one file; see who notices, then recover by that."""
+    trial, name = workshop.copy(), str(file)
+    DAMAGES[way](trial.root / file, workshop.rng)
+    outcome = Outcome(f"a file {way}", str(file.relative_to("results")))
+    noticed = ["coalmine verify"] if name in verified(trial) else []
+    by_reader, outcome.remark = _read(workshop, trial, file, readers)
+    outcome.noticed = ", ".join([*noticed, *by_reader])
+    finished, start = trial.finished(), time.monotonic()
+    if outcome.noticed:
+        (trial.root / file).unlink(missing_ok=True)
+        # By itself first: within one run, Snakemake makes anew all that follows, whether or not its bytes come back.
+        trial.recover(name)
+        trial.recover()
+    now = trial.finished()
+    again = [other for other, files in finished.items() if not files & now.get(other, set())]
+    siblings = [other for other in again if of_one_job(Path(other), Path(outcome.hit))]
+    if len(siblings) > 1:
+        told = f"{len(siblings) - 1} other files of its job made again"
+        outcome.remark = f"{outcome.remark}; {told}" if outcome.remark else told
+    outcome.lost = [other for other in again if other not in siblings and not shows_results(other)]
+    outcome.seconds = time.monotonic() - start
+    workshop.finish(trial, outcome)
+    return outcome
 
-    Nothing but ``coalmine verify`` looks at a finished file that no job reads. A job that reads it refuses it by name,
-    or its outputs are the same nevertheless (the damage hit what it does not read), or it is fooled.
+
+def _read(workshop: Workshop, damaged: Trial, file: Path, readers: list[str]) -> tuple[list[str], str]:
+    """Have what is made from a damaged file made anew, in a copy.
+
+    A job that reads the file refuses it by name, or its outputs are the same nevertheless (the damage hit what it does
+    not read, or nothing), or it is fooled: then only ``coalmine verify`` can tell.
+
+    Returns:
+        Who noticed the damage, and a remark.
     """
-    name = str(file.relative_to(trial.root))
-    whole = file.read_bytes()
-    finished = trial.finished()
-    start = time.monotonic()
-    DAMAGES[way](file, workshop.rng)
-    outcome = Outcome(f"a file {way}", name.removeprefix("results/"))
-    if file.is_file() and file.read_bytes() == whole:
-        outcome.remark = "the damage changed no byte"
-        return outcome
-    noticed = ["verify"] if name in (verified(trial) or []) else []
+    trial = workshop.copy(damaged)
     made = [path.resolve() for pattern in readers for path in (trial.results / NAME).glob(pattern) if path.is_file()]
+    if not made:
+        return [], ""
     for path in made:
         path.unlink()
-    targets = [str(path.relative_to(trial.root)) for path in made]
-    status, printed = trial.attempt(*targets) if made else (0, "")
+    status, printed = trial.attempt(*(str(path.relative_to(trial.root)) for path in made))
+    wanted, there = workshop.wanted, (trial.root / file).is_file()
+    wrong = [path for path in made if fingerprint(path) != wanted.get(key(trial, path), fingerprint(path))]
+    was_gone = not (damaged.root / file).is_file()
+    workshop.close(trial)
     if status:
-        noticed.append("its reader" if name in named_files(printed) else "its reader, unnamed")
-    elif way == "deleted":
-        noticed.append("Snakemake")
-    else:
-        fooled = [
-            path for path in made if fingerprint(path) != workshop.wanted.get(key(trial, path), fingerprint(path))
-        ]
-        outcome.remark = "its reader is fooled" if fooled else "its reader does not depend on the damage"
-    outcome.noticed = ", ".join(noticed)
-    if noticed:
-        # What was made from the damaged file goes, too; verify names it, and so would a reader of its own.
-        for path in {file, *made}:
-            path.unlink(missing_ok=True)
-        # Step by step: in one, Snakemake would make anew all that follows from it, whether or not its bytes come back.
-        trial.recover(name)
-        trial.recover(*(targets or ["all"]))
-        trial.recover()
-    own = {key(trial, path) for path in (file, *made)}
-    now = trial.finished()
-    again = [key for key, files in finished.items() if key not in own and not files & now.get(key, set())]
-    siblings = [key for key in again if Path(key).parent in {Path(path).parent for path in own}]
-    if siblings:
-        outcome.remark += f"{'; ' if outcome.remark else ''}{len(siblings)} files of the same job made again with it"
-    outcome.lost = [key for key in again if key not in siblings and not key.startswith(("table", "figure"))]
-    outcome.seconds = time.monotonic() - start
-    return outcome
+        return ["its reader" if str(file) in named_files(printed) else "its reader, unnamed"], ""
+    if was_gone:
+        return ["Snakemake"] if there else [], ""
+    return [], "its reader is fooled" if wrong else "its reader does not depend on the damage"
+
+
+def of_one_job(name: Path, other: Path) -> bool:
+    """Tell whether one job makes both files: the shadow models of a method, one data set, or files of one name."""
+    if name.parts[1:2] == other.parts[1:2] == ("data",):
+        return ("public" in name.parts) == ("public" in other.parts)
+    batched = name.parts[1:2] in [(stage,) for stage in (*PER_SHADOW, "audit")]
+    return name.parent == other.parent if batched else name.stem == other.stem
+
+
+def shows_results(name: str) -> bool:
+    """Tell whether a file is of a table or figure: they show measured seconds, and take none to make."""
+    return Path(name).name.startswith(("table", "figure"))
 
 
 def key(trial: Trial, path: Path) -> str:
@@ -810,10 +824,8 @@ def key(trial: Trial, path: Path) -> str:
     return str(path.relative_to(trial.results))
 
 
-def verified(trial: Trial) -> list[str] | None:
-    """Return the files that ``coalmine verify`` calls damaged, None if this repository has no such command."""
-    if not any((trial.root / "src/coalmine").glob("verif*")):
-        return None
+def verified(trial: Trial) -> list[str]:
+    """Return the files that ``coalmine verify`` calls damaged or gone."""
     done = subprocess.run(
         [SNAKEMAKE[0], "-m", "coalmine", "verify", "--json"],
         cwd=trial.root,
@@ -823,9 +835,8 @@ def verified(trial: Trial) -> list[str] | None:
     )
     if done.returncode not in (0, 1):
         raise AssertionError(f"coalmine verify failed:\n{done.stderr[-4000:]}")
-    listed = json.loads(done.stdout)
-    files = listed if isinstance(listed, list) else listed["artefacts"]
-    return [str(Path(file["path"])) for file in files if file["state"] in ("damaged", "missing", "absent")]
+    files = json.loads(done.stdout)["artefacts"]
+    return [file["path"] for file in files if file["state"] in ("damaged", "missing", "absent")]
 
 
 def unfinished(workshop: Workshop) -> list[Outcome]:
@@ -844,7 +855,6 @@ def unfinished(workshop: Workshop) -> list[Outcome]:
         outcome = Outcome(f"a kept file {way}", file.name, "the next job")
         trial.recover(unlock=True)
         outcome.seconds = time.monotonic() - start
-        workshop.say(f"{outcome.fault}: {outcome.hit}")
         outcomes.append(outcome)
         workshop.finish(trial, outcome)
     return outcomes
@@ -874,6 +884,8 @@ def _stop_when_there_is(trial: Trial, pattern: str) -> Path | None:
 def records(workshop: Workshop) -> list[Outcome]:
     """Lose or fake what Snakemake keeps in ``.snakemake``."""
 
+    gone: list[str] = []
+
     def without_metadata(trial: Trial) -> None:
         shutil.rmtree(trial.root / ".snakemake/metadata")
 
@@ -881,9 +893,12 @@ def records(workshop: Workshop) -> list[Outcome]:
         shutil.rmtree(trial.root / ".snakemake")
 
     def marked_incomplete(trial: Trial) -> None:
-        for path in workshop.rng.sample(sorted((trial.results / NAME).glob("logits/*/*.npz")), 3):
+        # Of a whole job: marks on single finished files would, rightly, have Snakemake make anew what is whole.
+        folder = workshop.rng.choice(sorted((trial.results / NAME).glob("logits/*")))
+        for path in sorted(folder.glob("*.npz")):
             name = str(path.relative_to(trial.root))
             path.unlink()
+            gone.append(name)
             (trial.root / ".snakemake/incomplete" / urlsafe_b64encode(name.encode()).decode()).write_text("{}")
 
     def broken_metadata(trial: Trial) -> None:
@@ -899,11 +914,13 @@ def records(workshop: Workshop) -> list[Outcome]:
     outcomes = []
     for fault, inject in workshop.some(faults.items()):
         trial = workshop.copy()
-        before, start = trial.finished(), time.monotonic()
+        gone.clear()
         inject(trial)
-        table = trial.results / NAME / "table1.csv"
-        table.unlink()
-        (trial.results / "table1.csv").unlink()
+        for table in (trial.results / NAME / "table1.csv", trial.results / "table1.csv"):
+            table.unlink()
+        before, start = trial.finished(), time.monotonic()
+        if gone:
+            trial.recover(*gone)  # nothing but these asks for them: the tables that they led to stand
         outcomes.append(_recovered(workshop, trial, Outcome(fault, ".snakemake"), before, start))
     return [*outcomes, _stale_lock(workshop)]
 
@@ -930,13 +947,11 @@ def _recovered(
     """Recover a trial, note what was made again of what is no table or figure, and compare it."""
     trial.recover(unlock=unlock)
     now = trial.finished()
-    reports = ("table", "figure", f"{NAME}/table", f"{NAME}/figure")
     outcome.lost = [
-        name for name, files in before.items() if not files & now.get(name, set()) and not name.startswith(reports)
+        name for name, files in before.items() if not files & now.get(name, set()) and not shows_results(name)
     ]
     outcome.seconds = time.monotonic() - start
     workshop.finish(trial, outcome)
-    workshop.say(f"{outcome.fault}: {'harmless' if outcome.harmless else outcome}")
     return outcome
 
 

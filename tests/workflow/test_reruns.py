@@ -288,3 +288,19 @@ def test_a_fresh_clone_adopts_copied_results_with_one_command(checkout: Checkout
 def test_a_deleted_final_table_is_rebuilt_from_what_is_there(checkout: Checkout) -> None:
     (checkout.root / "results/table1.csv").unlink()
     assert checkout.planned(target="results/table1.csv") == Counter({"publish_table": 1})
+
+
+def test_the_published_tables_of_another_run_do_not_pass_for_this_ones(checkout: Checkout) -> None:
+    """Both are results/table1.csv: who has made it must count, not whether it is there."""
+    (checkout.root / "results/small").rename(checkout.root / "results/other")
+    checkout.configure(run="other")
+    jobs = checkout.planned("--rerun-triggers", "code", "params", "software-env", target="results/table1.csv")
+    assert jobs["publish_table"] == 1
+
+
+def test_images_are_compared_again_when_their_network_or_the_number_of_sets_is_another(checkout: Checkout) -> None:
+    checkout.configure(visual={**SMALL["visual"], "features": None})
+    assert checkout.planned()["resemble dm"] == 1
+    checkout.configure(data={**yaml.safe_load((checkout.root / "config.yaml").read_text())["data"], "public": None})
+    changed = checkout.snakemake("all", "--dry-run", "--cores", "1", check=False)
+    assert "public" in changed  # refused, as the network that compares images learns from public data

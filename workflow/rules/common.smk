@@ -244,19 +244,24 @@ def logits_of(wildcards):
     return artefacts("logits", method, "npz", shadows_of(method))
 
 
+def on_this_machine(path):
+    """A file or folder that the configuration names, wherever results are stored (`--default-storage-provider`)."""
+    return local(os.path.expanduser(path))
+
+
 def source_files(role):
     """Archives of a data source: downloaded, or the local file or folder that the configuration names."""
-    local = getattr(RUN.sources[role][1], "path", None)
-    if local is not None:
-        return [os.path.expanduser(local)]
+    path = getattr(RUN.sources[role][1], "path", None)
+    if path is not None:
+        return [on_this_machine(path)]
     return [f"results/data/raw/{remote.name}" for remote in RUN.downloads(role)]
 
 
 def inception_weights():
     """Weights of Inception-v3: downloaded, or the local file that the configuration names."""
-    local = RUN.config.quality.inception.path
-    if local is not None:
-        return [os.path.expanduser(local)]
+    path = RUN.config.quality.inception.path
+    if path is not None:
+        return [on_this_machine(path)]
     return [f"results/data/raw/{remote.name}" for remote in RUN.inception_downloads()]
 
 

@@ -84,6 +84,18 @@ rule figure:
         """
 
 
+# Whole or not at all, like everything else.
+PUBLISH = """
+    made=({input:q})
+    for target in {output:q}; do
+        for file in "${{made[@]}}"; do
+            [ "$(basename "$file")" != "$(basename "$target")" ] || cp "$file" "$target.tmp"
+        done
+        mv "$target.tmp" "$target"
+    done 2> {log:q}
+    """
+
+
 rule publish_table:
     """The finished table of this run, where people look for it."""
     input:
@@ -95,10 +107,13 @@ rule publish_table:
     localrule: True
     conda:
         "../../envs/coalmine.yaml"
+    # The same files are published by all runs: those of another one must not pass for this one's.
+    params:
+        run=RUN.name,
     message:
         "Publishing {output[0]}"
     shell:
-        "cp {input:q} results/ 2> {log:q}"
+        PUBLISH
 
 
 rule publish_figure:
@@ -112,10 +127,13 @@ rule publish_figure:
     localrule: True
     conda:
         "../../envs/coalmine.yaml"
+    # The same files are published by all runs: those of another one must not pass for this one's.
+    params:
+        run=RUN.name,
     message:
         "Publishing {output[0]}"
     shell:
-        "cp {input:q} results/ 2> {log:q}"
+        PUBLISH
 
 
 rule configuration:
@@ -133,4 +151,5 @@ rule configuration:
     message:
         "Writing down the configuration"
     shell:
-        "python -m json.tool --sort-keys - {output:q} <<< {params.spec:q} 2> {log:q}"
+        "python -m json.tool --sort-keys - {output:q}.tmp <<< {params.spec:q} 2> {log:q}"
+        " && mv {output:q}.tmp {output:q}"

@@ -3,11 +3,13 @@
 Snakemake deletes all declared outputs of a job that fails or is killed. Each finished file is therefore kept, with
 its measurements, in a folder that is not declared (``.finished`` beside the output) until the whole job is done. The
 next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that it
-would write itself and its bytes are those that were written, and says so.
+would write itself and its bytes are those that were written, and says so. A job whose Snakemake was killed keeps the
+files even then: nobody notes that it was done, so the next run deletes its outputs and starts it again.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,6 +53,7 @@ class Batch:
             if path.suffix != ".json":
                 self._outputs.setdefault(shadow_number(path), []).append(path)
         self._read_header = read_header
+        self._controller = _controller()
         self._opened: dict[int, list[Checkpoint]] = {}
         self.headers = {shadow: header(shadow) for shadow in self._outputs}
         kept = [shadow for shadow in self._outputs if self._are_made(shadow, [own for own, _ in self._files(shadow)])]
@@ -104,12 +107,14 @@ class Batch:
             self._forget_checkpoints(shadow)
 
     def publish(self) -> None:
-        """Put all finished files where Snakemake expects them, then drop the copies that were kept."""
+        """Put all finished files where Snakemake expects them; unless it has died, drop the copies that were kept."""
         files = [pair for shadow in self._outputs for pair in self._files(shadow)]
         for shadow in self._outputs:
             self._publish(shadow)
         for folder in {target.parent for _, target in files}:
             sync_folder(folder)
+        if _controller() != self._controller:
+            return
         for kept, _ in files:
             kept.unlink(missing_ok=True)
             checksums.forget(kept)
@@ -163,3 +168,15 @@ class Batch:
 
 def _stashed(output: Path) -> Path:
     return output.parent / ".finished" / output.name
+
+
+def _controller() -> int | None:
+    """Return the process that waits for this job's shell: Snakemake, and after its death another one.
+
+    None where the system does not tell (there is no ``/proc``).
+    """
+    try:
+        status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])
