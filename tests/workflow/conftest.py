@@ -28,6 +28,7 @@ def checkout(finished_run: Path, tmp_path: Path) -> Checkout:
     return Checkout(root)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests on one worker: they share one finished run."""
     for item in items:
