@@ -7,6 +7,7 @@ makes everything that table 1 of the default run (config.yaml) needs. Overlay a 
 """
 
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -52,3 +53,11 @@ onstart:
     from snakemake_logger_plugin_coalmine.announce import announce
 
     announce(workflow.dag)
+
+
+onsuccess:
+    from coalmine.kept import drop_kept
+
+    # With remote storage, jobs work on copies below .snakemake.
+    for run in (Path(ROOT), *Path(".snakemake/storage").glob(f"**/{ROOT}")):
+        drop_kept(run)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +15,8 @@ from coalmine import artefacts
 from coalmine.artefacts import Header, read_json, read_npz, read_safetensors, write_npz, write_safetensors
 from coalmine.checksums import FOLDER
 from coalmine.errors import CoalmineError
+from coalmine.kept import drop_kept
 from coalmine.shadows import Numbered
-from coalmine.stages import _batch
 from coalmine.stages._batch import Batch
 
 HEADER = {"stage": "made", "spec": {"a": 1}, "code": "c0de"}
@@ -68,6 +66,12 @@ class Pair(Job):
         write_safetensors(self.batch.stash(shadow, ".safetensors"), self.batch.headers[shadow], arrays)
 
 
+def publish(job: Job) -> None:
+    """Put a job's files in place, and let Snakemake note that all went well."""
+    job.batch.publish()
+    drop_kept(job.outputs[0].parents[2])
+
+
 def read_header(path: Path) -> Header:
     return (read_npz(path) if path.suffix == ".npz" else read_safetensors(path))[0]
 
@@ -97,7 +101,7 @@ def test_nothing_is_where_snakemake_looks_until_the_whole_job_is_done(folder: Pa
     job.make(4, 5)
     assert not list(folder.glob("*.*z"))
     job.make(6)
-    job.batch.publish()
+    publish(job)
     assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
     for shadow, path in zip((4, 5, 6), job.outputs, strict=True):
         header, arrays = read_npz(path)
@@ -113,7 +117,7 @@ def test_finished_files_of_an_interrupted_job_are_taken_over_byte_for_byte(folde
     assert again.batch.waiting == [4]
     assert again.printed == ["2 of 3 were finished by an interrupted job and are kept"]
     again.make(4)
-    again.batch.publish()
+    publish(again)
     assert (folder / "005.npz").read_bytes() == kept
     assert read_json(folder / "006.json") == {"seconds": 6}
     assert not (folder / ".finished").exists()
@@ -123,7 +127,7 @@ def test_a_job_of_another_batch_size_takes_over_its_share_and_leaves_the_rest(fo
     Job(folder).make(4, 5, 6)
     smaller = Job(folder, shadows=(4, 5))
     assert smaller.batch.waiting == []
-    smaller.batch.publish()
+    publish(smaller)
     assert listing(folder) == [".finished", ".finished/006.json", ".finished/006.npz"] + [
         f"00{shadow}.{suffix}" for shadow in (4, 5) for suffix in ("json", "npz")
     ]
@@ -138,7 +142,7 @@ def test_a_file_with_another_header_is_made_anew(folder: Path, changes: dict[str
     other = Job(folder, **changes)
     assert (other.batch.waiting, other.printed) == ([4, 5, 6], [])
     other.make(4, 5, 6)
-    other.batch.publish()
+    publish(other)
     assert read_npz(folder / "005.npz")[0] == {**HEADER, **changes, "shadow": 5}
 
 
@@ -166,7 +170,7 @@ def test_files_are_put_in_place_by_copies_where_there_are_no_hard_links(
     monkeypatch.setattr(os, "link", refuse)
     job = Job(folder)
     job.make(4, 5, 6)
-    job.batch.publish()
+    publish(job)
     assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
     assert read_npz(folder / "006.npz")[1]["values"].tolist() == [6]
 
@@ -177,7 +181,7 @@ def test_files_in_place_are_replaced_not_written_into(folder: Path) -> None:
     os.link(folder / "004.npz", folder / "backup")
     job = Job(folder)
     job.make(4, 5, 6)
-    job.batch.publish()
+    publish(job)
     assert (folder / "backup").read_bytes() == b"former"
     assert read_npz(folder / "004.npz")[0]["shadow"] == 4
 
@@ -194,7 +198,7 @@ def test_nothing_is_dropped_before_everything_is_in_place(folder: Path, monkeypa
 
     monkeypatch.setattr(os, "replace", fail_on_the_last)
     with pytest.raises(OSError, match="the disk is gone"):
-        job.batch.publish()
+        publish(job)
     monkeypatch.undo()
     assert Job(folder).batch.waiting == []
 
@@ -212,7 +216,7 @@ def test_all_files_of_all_shadow_models_are_published_each_with_its_own_measurem
     assert job.batch.waiting == [4, 5, 6]
     job.make(4, 5, 6)
     assert not [path for path in files(tmp_path) if ".finished" not in path.parts]
-    job.batch.publish()
+    publish(job)
     assert files(tmp_path) == sorted(job.outputs)
     assert not list(tmp_path.rglob(".finished"))
     assert read_npz(tmp_path / "sets/005.npz")[1]["values"].tolist() == [5]
@@ -230,7 +234,7 @@ def test_a_shadow_model_is_finished_only_with_all_of_its_files(tmp_path: Path, l
     again = Pair(tmp_path)
     assert again.batch.waiting == [5]
     again.make(5)
-    again.batch.publish()
+    publish(again)
     assert files(tmp_path) == sorted(again.outputs)
 
 
@@ -267,12 +271,12 @@ def test_a_kill_while_files_are_put_in_place_loses_none_of_any_kind(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)
             with pytest.raises(KeyboardInterrupt):
-                job.batch.publish()
+                publish(job)
         for path in job.outputs:  # as Snakemake does
             path.unlink(missing_ok=True)
         job = Pair(tmp_path)
         assert job.batch.waiting == []
-    job.batch.publish()
+    publish(job)
     assert all(path.is_file() for path in job.outputs)
 
 
@@ -326,7 +330,7 @@ def test_a_finished_shadow_model_takes_all_of_its_checkpoints_along(folder: Path
         for end in ("npz", "canvas.npy")
     }
     job.make(5, 6)
-    job.batch.publish()
+    publish(job)
     assert not (folder / ".finished").exists()
 
 
@@ -336,7 +340,7 @@ def test_what_a_kill_after_the_last_file_leaves_is_gone_when_the_job_is_done(fol
     job = Job(folder)
     job.batch.checkpoint(shadow(5), "training").save({"step": np.array(1)})
     (folder / f".finished/.005.checkpoint.npz.{2**22 + 1}@{socket.gethostname()}.tmp").write_bytes(b"half")
-    job.batch.publish()
+    publish(job)
     assert not (folder / ".finished").exists()
     assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
 
@@ -346,9 +350,9 @@ def test_a_job_that_goes_on_without_its_snakemake_does_not_disturb_the_one_that_
     job.make(4)
     orphan.make(4, 5, 6)
     job.make(5)
-    orphan.batch.publish()  # and takes the kept files away
+    publish(orphan)  # and takes the kept files away
     job.make(6)
-    job.batch.publish()
+    publish(job)
     assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
     assert [read_npz(path)[1]["values"].tolist() for path in job.outputs] == [[4], [5], [6]]
 
@@ -356,11 +360,11 @@ def test_a_job_that_goes_on_without_its_snakemake_does_not_disturb_the_one_that_
 def test_files_that_vanish_and_were_published_by_nobody_are_missed(folder: Path) -> None:
     job, other = Job(folder), Job(folder, code="0ther")
     other.make(4, 5, 6)
-    other.batch.publish()
+    publish(other)
     job.make(4, 5, 6)
     (folder / ".finished/005.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"005\.npz"):
-        job.batch.publish()
+        publish(job)
 
 
 def test_publishing_again_what_is_in_place_already_leaves_no_second_name_of_it(folder: Path) -> None:
@@ -369,7 +373,7 @@ def test_publishing_again_what_is_in_place_already_leaves_no_second_name_of_it(f
     job.make(4, 5, 6)
     for kept in sorted((folder / ".finished").glob("00*.*")):
         artefacts.place(kept, folder / kept.name)
-    job.batch.publish()
+    publish(job)
     assert listing(folder) == ["004.json", "004.npz", "005.json", "005.npz", "006.json", "006.npz"]
 
 
@@ -394,33 +398,30 @@ def test_the_seconds_of_interrupted_jobs_are_those_of_all_checkpoints_taken_up(
     assert batch.before(5) == 0
 
 
-def test_a_job_whose_snakemake_died_keeps_its_files_for_the_run_that_deletes_its_outputs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orphan = Job(folder)
-    orphan.make(4, 5, 6)
-    with monkeypatch.context() as patched:
-        patched.setattr(_batch, "_controller", lambda: 1)
-        orphan.batch.publish()
+def test_what_is_published_is_kept_until_snakemake_has_noted_it(folder: Path) -> None:
+    """Snakemake deletes the outputs of a job if it is killed before that, and starts the job again."""
+    job = Job(folder)
+    job.make(4, 5, 6)
+    job.batch.publish()
     published = {path.name: path.read_bytes() for path in folder.glob("00*")}
-    assert len(published) == 6
     for name in published:
         (folder / name).unlink()
     again = Job(folder)
     assert again.batch.waiting == []
-    again.batch.publish()
+    publish(again)
     assert {path.name: path.read_bytes() for path in folder.glob("00*")} == published
     assert not (folder / ".finished").exists()
 
 
-def test_the_process_that_waits_for_a_jobs_shell_is_told() -> None:
-    code = "from coalmine.stages._batch import _controller; print(_controller())"
-    # Two commands: a shell that has but one to run takes its place.
-    shell = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -c '{code}'; true"],
-        env={**os.environ, "PYTHONPATH": str(Path(_batch.__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(shell.stdout) == os.getpid()
+def test_kept_files_that_are_not_published_are_not_dropped(folder: Path) -> None:
+    Job(folder).make(4, 5)
+    drop_kept(folder.parents[1])
+    assert Job(folder).batch.waiting == [6]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json"])
+def test_a_kept_file_whose_bytes_have_changed_is_made_anew(folder: Path, suffix: str) -> None:
+    Job(folder).make(4, 5)
+    damaged = folder / f".finished/004.{suffix}"
+    damaged.write_bytes(damaged.read_bytes().replace(b"4", b"5"))
+    assert Job(folder).batch.waiting == [4, 6]

@@ -1,18 +1,16 @@
 """A job that makes the files of several shadow models, and loses none of them when it is interrupted.
 
 Snakemake deletes all declared outputs of a job that fails or is killed. Each finished file is therefore kept, with
-its measurements, in a folder that is not declared (``.finished`` beside the output) until the whole job is done. The
-next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that it
-would write itself and its bytes are those that were written, and says so. A job whose Snakemake was killed keeps the
-files even then: nobody notes that it was done, so the next run deletes its outputs and starts it again.
+its measurements, in a folder that is not declared (``.finished`` beside the output), as a second name of the same file.
+The next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that it
+would write itself and its bytes are those that were written, and says so. Even what has been published is kept until
+Snakemake has noted that the job is done: if it is killed before that, it deletes the outputs and starts the job again.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,6 @@ class Batch:
             if path.suffix != ".json":
                 self._outputs.setdefault(shadow_number(path), []).append(path)
         self._read_header = read_header
-        self._controller = _controller()
         self._opened: dict[int, list[Checkpoint]] = {}
         self.headers = {shadow: header(shadow) for shadow in self._outputs}
         kept = [shadow for shadow in self._outputs if self._are_made(shadow, [own for own, _ in self._files(shadow)])]
@@ -107,24 +104,20 @@ class Batch:
             self._forget_checkpoints(shadow)
 
     def publish(self) -> None:
-        """Put all finished files where Snakemake expects them; unless it has died, drop the copies that were kept."""
+        """Put all finished files where Snakemake expects them.
+
+        The copies stay until Snakemake has noted all successes (:func:`coalmine.kept.drop_kept`): what was published
+        before that, Snakemake deletes if it is killed and run again.
+        """
         files = [pair for shadow in self._outputs for pair in self._files(shadow)]
         for shadow in self._outputs:
             self._publish(shadow)
         for folder in {target.parent for _, target in files}:
             sync_folder(folder)
-        if _controller() != self._controller:
-            return
-        for kept, _ in files:
-            kept.unlink(missing_ok=True)
-            checksums.forget(kept)
         for shadow in self._outputs:
             self._forget_checkpoints(shadow)
         for folder in {kept.parent for kept, _ in files}:
             remove_leftovers(folder)
-            for emptied in (checksums.record_path(folder / "any").parent, folder):
-                with suppress(OSError):  # another job of the same method may be using it
-                    emptied.rmdir()
 
     def _publish(self, shadow: int) -> None:
         """Put the files of a shadow model where Snakemake expects them."""
@@ -147,7 +140,8 @@ class Batch:
             return False
         try:
             artefacts = [path for path in paths if path.suffix != ".json"]
-            return all(self._read_header(path) == self.headers[shadow] and checksums.holds(path) for path in artefacts)
+            whole = all(checksums.holds(path) for path in paths)
+            return whole and all(self._read_header(path) == self.headers[shadow] for path in artefacts)
         except CoalmineError:
             return False
 
@@ -168,15 +162,3 @@ class Batch:
 
 def _stashed(output: Path) -> Path:
     return output.parent / ".finished" / output.name
-
-
-def _controller() -> int | None:
-    """Return the process that waits for this job's shell: Snakemake, and after its death another one.
-
-    None where the system does not tell (there is no ``/proc``).
-    """
-    try:
-        status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[1])
