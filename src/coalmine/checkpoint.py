@@ -96,7 +96,7 @@ class Checkpoint:
         self._path.unlink(missing_ok=True)  # a state without the canvas that it tells of
         path.unlink(
             missing_ok=True
-        )  # and not written over: a job that goes on without its Snakemake may have it mapped
+        )  # not written over: a job that goes on without its Snakemake may have it mapped
         return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
 
     def remove(self) -> None:

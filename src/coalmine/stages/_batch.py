@@ -2,8 +2,8 @@
 
 Snakemake deletes all declared outputs of a job that fails or is killed. Each finished file is therefore kept, with
 its measurements, in a folder that is not declared (``.finished`` beside the output), as a second name of the same file.
-The next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that it
-would write itself and its bytes are those that were written, and says so. Even what has been published is kept until
+The next run takes such a file over only if its header (spec, code hash, digests of the inputs) is exactly the one that
+it would write itself and its bytes are those that were written, and says so. Even what has been published is kept until
 Snakemake has noted that the job is done: if it is killed before that, it deletes the outputs and starts the job again.
 """
 
