@@ -50,6 +50,8 @@ def asked(stage, mem_mb, **resources):
     """What a job of a stage asks for: the rule's own or the configuration's, and more memory when it is tried again."""
     asked = {"mem_mb": mem_mb, **resources, **EXECUTION.resources.get(stage, {})}
     memory = asked["mem_mb"]
+    if isinstance(memory, str):  # with a unit, "24G": as it is
+        return asked
     return {**asked, "mem_mb": lambda wildcards, attempt: memory * attempt}
 
 
@@ -82,7 +84,6 @@ shell.prefix(f"set -euo pipefail; export PYTHONPATH={SOURCES} {MEMORY} {SHARING}
 wildcard_constraints:
     method="|".join([*RUN.audited, *RUN.config.controls]),
     pretrained="|".join(RUN.pretrained) or "none",
-    experts="|".join(RUN.experts) or "none",
     table="|".join(RUN.reports("tables")) or "none",
     figure="|".join(RUN.reports("figures")) or "none",
 
