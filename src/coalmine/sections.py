@@ -136,6 +136,10 @@ class Utility(Settings):
     )
 
 
+BLOCK = 32
+"""Shadow models whose files a job may read, its own among them. Fixed: what a job reads must not depend on how many
+shadow models it makes, nor grow with how many there are."""
+
 Stage = Literal[
     "account", "design", "distil", "download", "experts", "figure", "fit", "logits", "prepare", "pretrain",
     "pretrain_denoiser", "quality", "recipes", "resemble", "score", "sizes", "synthesize", "table", "train",
@@ -151,7 +155,7 @@ class Execution(Settings):
     """How jobs run. Nothing here changes a number beyond rounding, so nothing here reruns a job."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models are trained.")
-    batch: int = Field(default=16, ge=1, description="Shadow models made by one job.")
+    batch: int = Field(default=16, ge=1, le=BLOCK, description="Shadow models made by one job.")
     mode: Literal["auto", "sequential", "stacked"] = Field(
         default="auto",
         description="Train a batch one after another or as one stacked ensemble (auto: stacked on a GPU).",

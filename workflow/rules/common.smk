@@ -10,6 +10,7 @@ import shlex
 from coalmine import devices
 from coalmine.config import check
 from coalmine.errors import CoalmineError
+from coalmine.sections import BLOCK
 from snakemake.exceptions import WorkflowError
 
 try:
@@ -103,6 +104,11 @@ def names(count):
     return [f"{shadow:03d}" for shadow in range(count)]
 
 
+def blocks(count):
+    """The same in blocks of those whose files are read together."""
+    return [names(count)[start : start + BLOCK] for start in range(0, count, BLOCK)]
+
+
 def shadows_of(method):
     """Names of the shadow models that are made for a method or a control."""
     return names(RUN.shadows_of(method))
@@ -114,13 +120,13 @@ class Part:
     Rules are made for each part, not matched by wildcards: among a thousand shadow models of twenty methods, Snakemake
     would look for the maker of each file among all rules of its stage.
 
-    No file name and no parameter depends on the size of a part, `execution.batch`. The set of its input files does: the
-    profiles therefore leave out Snakemake's trigger `input`, or another size would rerun everything. It finds nothing
-    that the settings (`spec`) and the times of files do not tell as well.
+    No file name and no parameter depends on the size of a part, `execution.batch`. Nor does the set of its input files,
+    or another size would rerun everything: a job reads the files of its whole block of shadow models, not just of its
+    part. (Those of all shadow models would be too many: their number grows with its square.)
     """
 
-    def __init__(self, stage, of, shadows):
-        self.stage, self.of, self.shadows = stage, of, shadows
+    def __init__(self, stage, of, block, shadows):
+        self.stage, self.of, self.block, self.shadows = stage, of, block, shadows
         self.rule = f"{stage}.{of}.{shadows[0]}"
         self.told = f"{shadows[0]} to {shadows[-1]}"
         self.log = f"{ROOT}/logs/{stage}/{of}-{shadows[0]}.log"
@@ -162,34 +168,35 @@ class Part:
 
     def synthetic(self, wildcards):
         """Synthetic sets that the models learned from, whoever made them; none if these are private data."""
-        return self._own("synthetic", RUN.set_of(self.of), "npz")
+        return self._of_block("synthetic", RUN.set_of(self.of), "npz")
 
     def models(self, wildcards):
         """The models."""
-        return self._own("models", self.of, "safetensors")
+        return self._of_block("models", self.of, "safetensors")
 
     def teachers(self, wildcards):
         """The models that a data-free method distils."""
-        return self._own("models", RUN.teacher_of(self.of), "safetensors")
+        return self._of_block("models", RUN.teacher_of(self.of), "safetensors")
 
     def experts(self, wildcards):
         """Trajectories that the method matches, if it matches any."""
-        return self._own("experts", RUN.experts_of(self.of), "safetensors")
+        return self._of_block("experts", RUN.experts_of(self.of), "safetensors")
 
     def generators(self, wildcards):
         """Generative models that the method draws its sets from, if it draws from any."""
-        return self._own("generators", RUN.generator_of(self.of), "safetensors")
+        return self._of_block("generators", RUN.generator_of(self.of), "safetensors")
 
-    def _own(self, folder, owner, suffix):
-        return artefacts(folder, owner, suffix, self.shadows) if owner else []
+    def _of_block(self, folder, owner, suffix):
+        return artefacts(folder, owner, suffix, self.block) if owner else []
 
 
 def parts(stage):
     """The jobs of a stage that makes shadow models, method by method."""
     return [
-        Part(stage, name, names(count)[start : start + EXECUTION.batch])
+        Part(stage, name, block, block[start : start + EXECUTION.batch])
         for name, count in RUN.made_by(stage).items()
-        for start in range(0, count, EXECUTION.batch)
+        for block in blocks(count)
+        for start in range(0, len(block), EXECUTION.batch)
     ]
 
 
