@@ -94,9 +94,7 @@ class Checkpoint:
                 if (kept.shape, kept.dtype) == (shape, np.dtype(dtype)):
                     return kept
         self._path.unlink(missing_ok=True)  # a state without the canvas that it tells of
-        path.unlink(
-            missing_ok=True
-        )  # not written over: a job that goes on without its Snakemake may have it mapped
+        path.unlink(missing_ok=True)  # not written over: a job that goes on without its Snakemake may have it mapped
         return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
 
     def remove(self) -> None:
