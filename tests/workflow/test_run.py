@@ -18,7 +18,8 @@ from coalmine.run_files import read_design
 
 
 def files(root: Path, *patterns: str) -> dict[str, bytes]:
-    paths = [path for pattern in patterns for path in root.glob(pattern) if path.is_file()]
+    found = [path for pattern in patterns for path in root.glob(pattern) if path.is_file()]
+    paths = [path for path in found if ".sha256" not in path.parts]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
@@ -140,8 +141,9 @@ def test_models_finished_before_a_crash_are_kept(checkout: Checkout) -> None:
     assert not list((results / "models/undefended").glob("*.safetensors"))
     # The same code again, without the accident (an environment that now has memory, say).
     checkout.edit("src/coalmine/stages/train.py", "assert shadow != 4", "assert shadow != 99")
-    printed = checkout.snakemake(target, "--cores", "1")
-    assert "finished by an interrupted job" not in printed, "other code must not take the files over"
+    checkout.snakemake(target, "--cores", "1")
+    told = (results / "logs/train/undefended-000.log").read_text()
+    assert "finished by an interrupted job" not in told, "other code must not take the files over"
 
 
 def test_an_interrupted_batch_goes_on_where_it_stopped(checkout: Checkout) -> None:
@@ -154,8 +156,9 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(checkout: Checkout) -> No
             (folder / f"{number:03d}.{suffix}").rename(stash / f"{number:03d}.{suffix}")
     # A file of another spec must not be taken over.
     shutil.copy(folder / "003.safetensors", stash / "002.safetensors")
-    printed = checkout.snakemake("results/small/models/undefended/000.safetensors", "--cores", "1")
-    assert "2 of 3 were finished by an interrupted job and are kept" in printed
+    checkout.snakemake("results/small/models/undefended/000.safetensors", "--cores", "1")
+    told = (checkout.root / "results/small/logs/train/undefended-000.log").read_text()
+    assert "2 of 3 were finished by an interrupted job and are kept" in told
     assert files(folder, "*.safetensors") == before
     assert not stash.exists()
 
