@@ -65,7 +65,7 @@ def _replacing(path: Path, size: str = "", *, recorded: bool = True) -> Iterator
     one.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = checksums.temporary_of(path)
     try:
         with _created(temporary) as file:
             yield file
@@ -96,7 +96,7 @@ def place(source: Path, target: Path) -> None:
 
     When all files are in place, :func:`sync_folder` makes them last.
     """
-    temporary = _temporary(target)
+    temporary = checksums.temporary_of(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -142,11 +142,6 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
                     with suppress(FileNotFoundError):  # its writer has just finished, or another job removes it, too
                         if _is_left_over(found, entry.stat(follow_symlinks=False).st_mtime):
                             os.unlink(entry.path)
-
-
-def _temporary(path: Path) -> Path:
-    """Return where this process writes what is to become ``path``: hidden, with its number and host in the name."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
 
 
 def _created(temporary: Path) -> BinaryIO:

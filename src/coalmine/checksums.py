@@ -44,6 +44,11 @@ def record_path(path: Path) -> Path:
     return path.parent / FOLDER / path.name
 
 
+def temporary_of(path: Path) -> Path:
+    """Return where this process writes what is to become ``path``: hidden, with its number and host in the name."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+
+
 def measure(file: BinaryIO) -> Record:
     """Return the record of an open file, read in pieces from its start."""
     file.seek(0)
@@ -57,7 +62,7 @@ def write(path: Path, record: Record) -> None:
         OSError: the disk is full or the folder cannot be written to.
     """
     target = record_path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.tmp")
+    temporary = temporary_of(target)
     try:
         target.parent.mkdir(exist_ok=True)
         temporary.write_bytes(_text(path.name, record))

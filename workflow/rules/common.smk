@@ -106,7 +106,8 @@ def names(count):
 
 def blocks(count):
     """The same in blocks of those whose files are read together."""
-    return [names(count)[start : start + BLOCK] for start in range(0, count, BLOCK)]
+    every = names(count)
+    return [every[start : start + BLOCK] for start in range(0, count, BLOCK)]
 
 
 def shadows_of(method):

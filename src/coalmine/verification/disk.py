@@ -34,21 +34,21 @@ class File:
         return self._place.is_file()
 
     @cached_property
+    def _recorded(self) -> tuple[checksums.Record | None, str]:
+        try:
+            return checksums.read(self._place), ""
+        except CoalmineError as error:
+            return None, str(error)
+
+    @property
     def record(self) -> checksums.Record | None:
         """What was written, if a readable record says so."""
-        try:
-            return checksums.read(self._place)
-        except CoalmineError:
-            return None
+        return self._recorded[0]
 
-    @cached_property
+    @property
     def record_damage(self) -> str:
         """What is wrong with its record; empty if nothing is."""
-        try:
-            checksums.read(self._place)
-        except CoalmineError as error:
-            return str(error)
-        return ""
+        return self._recorded[1]
 
     @cached_property
     def now(self) -> checksums.Record:
