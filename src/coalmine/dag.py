@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coalmine.errors import CoalmineError
+from coalmine.rule_names import stage_of, subject_of
 
 if TYPE_CHECKING:
     from coalmine.config import Run
@@ -162,15 +163,14 @@ def _in_order(dag: Any) -> list[Any]:
 
 def _read_job(workflow: Any, job: Any) -> Job:
     name = job.rule.name
-    stage, *of = name.split(".")  # as in train.undefended.016; other rules have a wildcard for whom they work
     parameters: Mapping[str, Any] = dict(job.params.items())
     spec = json.loads(parameters["spec"]) if "spec" in parameters else None
     program = _PROGRAM.search(job.rule.shellcmd or "")
     needed = workflow.dag.needrun(job)
     return Job(
         rule=name,
-        stage=stage,
-        subject=next(iter([*of, *job.wildcards_dict.values()]), ""),
+        stage=stage_of(name),
+        subject=subject_of(name, job.wildcards_dict),
         inputs=tuple(map(Path, job.input)),
         outputs=tuple(map(Path, job.output)),
         spec=spec,

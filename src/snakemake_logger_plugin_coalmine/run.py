@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coalmine.rule_names import stage_of, subject_of
 from snakemake_logger_plugin_coalmine.estimate import Finished, Kind, Task
 
 
@@ -79,17 +80,6 @@ class Job:
             return f"{self.stage} {self.subject}".rstrip()
         first, last = int(self.shadows[0]), int(self.shadows[-1])
         return f"{self.stage} {self.subject} {first}" + (f"-{last}" if last > first else "")
-
-
-def stage_of(rule: str) -> str:
-    """Return a rule's name without the method and the shadow models that it is for."""
-    return rule.partition(".")[0]
-
-
-def subject_of(rule: str, wildcards: Mapping[str, Any]) -> str:
-    """Return whom a job works for: rules of shadow models say it in their name, others have a wildcard for it."""
-    _, *of = rule.split(".")
-    return next(iter([*of, *map(str, wildcards.values())]), "")
 
 
 def amounts(resources: Any) -> dict[str, int]:

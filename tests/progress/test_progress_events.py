@@ -16,9 +16,10 @@ from screens import Screen
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
+from coalmine.rule_names import stage_of
 from snakemake_logger_plugin_coalmine import LogHandler, live
 from snakemake_logger_plugin_coalmine.announce import JOBS
-from snakemake_logger_plugin_coalmine.run import Job, Run, stage_of
+from snakemake_logger_plugin_coalmine.run import Job, Run
 
 BEGUN = 1_790_000_000.0
 """When the recorded runs began, as these tests have it."""

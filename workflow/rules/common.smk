@@ -10,6 +10,7 @@ import shlex
 from coalmine import devices
 from coalmine.config import check
 from coalmine.errors import CoalmineError
+from coalmine.rule_names import rule_name
 from coalmine.sections import BLOCK
 from snakemake.exceptions import WorkflowError
 
@@ -128,7 +129,7 @@ class Part:
 
     def __init__(self, stage, of, block, shadows):
         self.stage, self.of, self.block, self.shadows = stage, of, block, shadows
-        self.rule = f"{stage}.{of}.{shadows[0]}"
+        self.rule = rule_name(stage, of, shadows[0])
         self.told = f"{shadows[0]} to {shadows[-1]}"
         self.log = f"{ROOT}/logs/{stage}/{of}-{shadows[0]}.log"
         self.design = design_of(of)
