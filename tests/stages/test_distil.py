@@ -28,6 +28,7 @@ from coalmine.artefacts import (
 from coalmine.audit.design import draw_design
 from coalmine.config import check
 from coalmine.data.sources import digits
+from coalmine.kept import drop_kept
 from coalmine.methods import dfkd
 from coalmine.provenance import code_hash
 from coalmine.run_files import write_design
@@ -105,6 +106,7 @@ class Folder:
                 _command.run(module.main)
             except SystemExit as end:
                 return int(end.code or 0)
+        drop_kept(self.root)  # as Snakemake does after a run
         return 0
 
     def train(self, method: str, **synthetic: list[Path]) -> int:

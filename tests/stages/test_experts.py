@@ -17,6 +17,7 @@ from coalmine.audit.design import draw_design
 from coalmine.data.sources import digits
 from coalmine.distillation.settings import Experts
 from coalmine.distillation.trajectories import Trajectories
+from coalmine.kept import drop_kept
 from coalmine.models.settings import MLP, ConvNet
 from coalmine.provenance import code_hash
 from coalmine.run_files import write_design
@@ -69,6 +70,7 @@ class Job:
             _command.run(stage.main)
         except SystemExit as end:
             return int(end.code or 0)
+        drop_kept(self.root)  # as Snakemake does after a run
         return 0
 
     def file(self, shadow: int) -> Path:

@@ -27,6 +27,7 @@ from coalmine.audit.design import draw_design
 from coalmine.config import check
 from coalmine.data.sources import digits
 from coalmine.errors import CoalmineError
+from coalmine.kept import drop_kept
 from coalmine.methods import diffusion
 from coalmine.provenance import code_hash
 from coalmine.run_files import write_design
@@ -127,6 +128,7 @@ class Folder:
                 _command.run(module.main)
             except SystemExit as end:
                 return int(end.code or 0)
+        drop_kept(self.root)  # as Snakemake does after a run
         return 0
 
     def pretrain(self, **changes: Any) -> int:

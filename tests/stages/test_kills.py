@@ -16,6 +16,7 @@ import torch
 from test_stages import CONFIGURATION, Folder, call
 
 from coalmine.config import check
+from coalmine.kept import drop_kept
 
 # What a job does in minutes is done in seconds here: it saves its state twenty times a second.
 HURRIED = (
@@ -95,6 +96,7 @@ def test_a_killed_stage_goes_on_where_it_stood(tmp_path: Path, stage: str, metho
     artefacts = f"{stage}/{method}/*.npz", f"{stage}/{method}/*.safetensors"
     assert len(whole.contents(*artefacts)) == 3
     assert killed.contents(*artefacts) == whole.contents(*artefacts)
+    drop_kept(killed.root)  # as Snakemake does after a run
     assert not list(killed.root.rglob(".finished"))
     for number in range(3):
         measured = json.loads((killed.root / f"{stage}/{method}/{number:03d}.json").read_text())

@@ -22,6 +22,7 @@ from coalmine.audit.design import draw_design
 from coalmine.checksums import FOLDER
 from coalmine.config import Run, check
 from coalmine.data.sources import digits
+from coalmine.kept import drop_kept
 from coalmine.methods import coreset
 from coalmine.progress import reporter
 from coalmine.provenance import code_hash
@@ -162,6 +163,12 @@ class Folder:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
+def make_everything(folder: Folder) -> None:
+    for line in folder.everything():
+        assert call(line) == 0, line[0]
+    drop_kept(folder.root)  # as Snakemake does after a run
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -173,8 +180,7 @@ def _threads() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """All stages run once, in one process."""
     folder = Folder(tmp_path_factory.mktemp("stages"))
-    for line in folder.everything():
-        assert call(line) == 0, line[0]
+    make_everything(folder)
     return folder
 
 
@@ -355,8 +361,7 @@ def test_the_same_commands_give_the_same_bytes(finished: Folder, copied: Folder)
     before = finished.contents()
     for name in ("data", "audit", "synthetic", "models", "logits", "scores", "metrics"):
         shutil.rmtree(copied.root / name)
-    for line in copied.everything():
-        assert call(line) == 0
+    make_everything(copied)
     assert len(before) > 30
     assert copied.contents() == before
 
@@ -367,6 +372,7 @@ def test_smaller_batches_in_another_order_give_the_same_bytes(finished: Folder, 
         for shadows in ([5, 3], [0], [1, 2, 4]):
             lines = {"synthetic": copied.synthesize, "models": copied.train, "logits": copied.logits}
             assert call(lines[stage]("random", shadows)) == 0
+        drop_kept(copied.root)  # as Snakemake does after a run
         pattern = f"{stage}/random/*.{suffix}"
         assert copied.contents(pattern) == finished.contents(pattern)
         assert not list(copied.root.rglob(".finished"))
