@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coalmine import checksums
-from coalmine.artefacts import place, write_bytes, write_json, write_npy, write_npz, write_safetensors
+from coalmine.artefacts import (
+    place,
+    read_json,
+    read_npy,
+    read_npz,
+    read_safetensors,
+    read_safetensors_header,
+    read_text,
+    write_bytes,
+    write_json,
+    write_npy,
+    write_npz,
+    write_safetensors,
+)
 from coalmine.errors import CoalmineError
 
 
@@ -29,6 +45,43 @@ def test_every_writer_leaves_a_record_of_size_and_sha256(tmp_path: Path) -> None
         content = path.read_bytes()
         assert checksums.read(path) == (hashlib.sha256(content).hexdigest(), len(content), None)
         assert checksums.holds(path)
+
+
+def test_every_reader_notices_any_flipped_bit(tmp_path: Path) -> None:
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".json": read_json,
+        ".npy": lambda path: read_npy(path, "int64", (None,)),
+        ".npz": read_npz,
+        ".safetensors": read_safetensors,
+        ".csv": read_text,
+    }
+    for path in write_one_of_each(tmp_path):
+        readers[path.suffix](path)
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(CoalmineError, match=re.escape(f"{path} is not ")):
+                readers[path.suffix](path)
+        path.write_bytes(whole)
+
+
+def test_a_damaged_record_is_named_instead_of_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    record = checksums.record_path(tmp_path / "a.json")
+    record.write_bytes(b"0" + record.read_bytes()[1:])
+    with pytest.raises(CoalmineError, match=re.escape(f"{record} is damaged")):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_header_is_read_without_the_weights_unless_the_whole_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"stage": "s"}, {"w": np.ones(3, np.float32)})
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert read_safetensors_header(path) == {"stage": "s"}
+    with pytest.raises(CoalmineError, match="its bytes have changed"):
+        read_safetensors_header(path, whole=True)
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coalmine.artefacts import write_json, write_npy
+from coalmine.artefacts import write_bytes, write_json, write_npy
 from coalmine.audit.design import average_case, draw_design
 from coalmine.errors import CoalmineError
 from coalmine.run_files import design_digest, read_classes, read_design, read_images, write_design
@@ -136,13 +136,11 @@ def test_a_design_that_was_drawn_for_other_data_is_refused(data: PrivateData, tm
         ("\n1,", "\n1,1,", r"canaries\.csv is not a readable table of canaries"),
     ],
 )
-def test_a_broken_table_of_canaries_is_told(
-    data: PrivateData, tmp_path: Path, old: str | None, new: str, told: str
-) -> None:
+def test_a_broken_table_of_canaries_is_told(data: PrivateData, tmp_path: Path, old: str, new: str, told: str) -> None:
     paths = written(data, tmp_path)
     text = paths[3].read_text()
-    assert old is None or old in text
-    paths[3].write_text(text.replace(old, new, 1) if old else new)
+    assert old in text
+    write_bytes(paths[3], text.replace(old, new, 1).encode())
     with pytest.raises(CoalmineError, match=told):
         read_design(paths[3], paths[4], data.labels)
 

@@ -263,17 +263,17 @@ def read_safetensors(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
     return header, tensors
 
 
-def read_safetensors_header(path: Path) -> Header:
-    """Read the header alone, whatever the size of the weights."""
-    with _opened(path) as (header, _):
+def read_safetensors_header(path: Path, *, whole: bool = False) -> Header:
+    """Read the header alone, whatever the size of the weights, which are believed unless the ``whole`` is checked."""
+    with _opened(path, whole=whole) as (header, _):
         return header
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Header, Any]]:
+def _opened(path: Path, *, whole: bool = True) -> Iterator[tuple[Header, Any]]:
     from safetensors import SafetensorError, safe_open
 
-    with _reading(path, "a readable Coalmine model"):
+    with _reading(path, "a readable Coalmine model", whole=whole):
         try:
             with safe_open(path, framework="numpy") as file:
                 yield _header((file.metadata() or {})[_HEADER], path), file
@@ -301,11 +301,16 @@ _BROKEN = (
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[BinaryIO]:
-    """Open a file; say by its name that it is missing, or no ``kind``, whatever the libraries make of it."""
+def _reading(path: Path, kind: str, *, whole: bool = True) -> Iterator[BinaryIO]:
+    """Open a file; say by its name that it is missing, or no ``kind``, whatever the libraries make of it.
+
+    All its bytes are held against the record of its SHA-256 first, unless it is not read as a ``whole``.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("it is a folder, a pipe or a device")
+        if whole:
+            checksums.check(path)
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError as error:

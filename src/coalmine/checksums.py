@@ -96,16 +96,27 @@ def read(path: Path) -> Record | None:
     return record
 
 
+def check(path: Path) -> None:
+    """Hold a file against its record; without one, it is believed.
+
+    Raises:
+        ValueError: the file is not what was written.
+        CoalmineError: the record itself is damaged.
+        OSError: the file cannot be read.
+    """
+    if record := read(path):
+        with open(path, "rb") as file:
+            if measure(file)[:2] != record[:2]:
+                raise ValueError(f"its bytes have changed: {record_path(path)} has another SHA-256")
+
+
 def holds(path: Path) -> bool:
-    """Tell whether a file is what was written, as far as a record says so; without one, it is believed."""
+    """Tell whether a file is what was written, as far as a sound record says so; without one, it is believed."""
     try:
-        record = read(path)
-    except CoalmineError:
+        check(path)
+    except (CoalmineError, ValueError):
         return False
-    if record is None:
-        return True
-    with open(path, "rb") as file:
-        return measure(file)[:2] == record[:2]
+    return True
 
 
 def determine(path: Path, header: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coalmine.errors import CoalmineError
-from coalmine.rule_names import stage_of, subject_of
+from snakemake_logger_plugin_coalmine.rule_names import stage_of, subject_of
 
 if TYPE_CHECKING:
     from coalmine.config import Run

@@ -4,14 +4,18 @@ In a terminal, a block of lines that is drawn in place: stages, what runs now, h
 one line a finished job and one a minute otherwise. Failures are told at once. Whatever is no run (``--dry-run``,
 ``--lint``, ``--summary``, …), or is asked to be verbose or silent, is left to Snakemake's own words.
 
-    estimate  how long a run still takes; pure
-    display   what a person sees; pure
-    run       the state of a run
-    records   what jobs took before
-    announce  tells all jobs of a run, from the Snakefile
-    terminal  draws in place
-    logs      what running and failed jobs printed
-    live      all of it on a stream, event by event and second by second
+    estimate    how long a run still takes; pure
+    display     what a person sees; pure
+    run         the state of a run
+    rule_names  what the names of rules say
+    records     what jobs took before
+    announce    tells all jobs of a run, from the Snakefile
+    terminal    draws in place
+    logs        what running and failed jobs printed
+    live        all of it on a stream, event by event and second by second
+
+Snakemake imports this before the Snakefile says where `coalmine` is: no module of it may be imported from here, or a
+second checkout in the same environment would run the first one's code.
 """
 
 from __future__ import annotations

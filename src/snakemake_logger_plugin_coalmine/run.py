@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coalmine.rule_names import stage_of, subject_of
 from snakemake_logger_plugin_coalmine.estimate import Finished, Kind, Task
+from snakemake_logger_plugin_coalmine.rule_names import stage_of, subject_of
 
 
 @dataclass(frozen=True)

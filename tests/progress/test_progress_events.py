@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +18,9 @@ from screens import Screen
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-from coalmine.rule_names import stage_of
 from snakemake_logger_plugin_coalmine import LogHandler, live
 from snakemake_logger_plugin_coalmine.announce import JOBS
+from snakemake_logger_plugin_coalmine.rule_names import stage_of
 from snakemake_logger_plugin_coalmine.run import Job, Run
 
 BEGUN = 1_790_000_000.0
@@ -92,6 +94,13 @@ def shown(monkeypatch: pytest.MonkeyPatch, name: str, **settings: object) -> lis
 
 def test_snakemake_finds_the_plugin_by_its_name() -> None:
     assert LoggerPluginRegistry().plugins["coalmine"].log_handler is LogHandler
+
+
+def test_it_imports_nothing_of_a_package_that_the_snakefile_has_yet_to_choose() -> None:
+    told = "import sys, snakemake_logger_plugin_coalmine; print([name for name in sys.modules if 'coalmine' in name])"
+    imported = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout
+    assert "snakemake_logger_plugin_coalmine.run" in imported
+    assert "'coalmine" not in imported
 
 
 def test_a_finished_run_is_one_line_a_job_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

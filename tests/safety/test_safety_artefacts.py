@@ -128,7 +128,7 @@ def test_a_flipped_bit_that_shortens_an_array_is_noticed(tmp_path: Path) -> None
 
 
 def test_formats_without_a_checksum_do_not_notice_a_flipped_bit_of_their_content(tmp_path: Path) -> None:
-    """Digests in the headers of what is made from them do, and so do the checksums beside them."""
+    """The records beside them do, which these tests do without."""
     for name in ("npy", "safetensors"):
         path = tmp_path / f"artefact.{name}"
         WRITE[name](path)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from coalmine.artefacts import (
+    place,
     read_json,
     read_npz,
     read_safetensors,
@@ -269,11 +270,11 @@ def test_the_command_takes_no_private_data(finished: Folder, capsys: pytest.Capt
 
 
 def other_shadow(folder: Folder, path: Path) -> None:
-    shutil.copy(folder.file("models", 1, "undefended"), path)
+    place(folder.file("models", 1, "undefended"), path)
 
 
 def other_method(folder: Folder, path: Path) -> None:
-    shutil.copy(folder.file("models", 4, "again"), path)
+    place(folder.file("models", 4, "again"), path)
 
 
 def with_header(**changes: Any) -> Callable[[Folder, Path], None]:
@@ -317,7 +318,7 @@ def test_a_teacher_that_cannot_be_one_is_refused(
 
 def test_a_student_of_a_method_that_is_none_is_no_teacher(taught: Folder, told: Callable[[int], str]) -> None:
     taught.distil(4)
-    shutil.copy(taught.file("models", 4), taught.file("models", 4, "undefended"))
+    place(taught.file("models", 4), taught.file("models", 4, "undefended"))
     assert "004.safetensors was made with stage = 'distil', but 'train' is needed here" in told(taught.distil(4))
 
 
@@ -423,7 +424,7 @@ def test_a_set_that_was_not_made_together_with_its_student_is_refused(
     message = told(copied.logits("mine", "mine"))
     assert message.startswith(f"{path} and {copied.file('models', 4)} were not made together: their headers differ in ")
     assert "differ in code. Delete both and run Snakemake again" in message
-    shutil.copy(copied.file("synthetic", 5), path)
+    place(copied.file("synthetic", 5), path)
     assert "004.npz was made with shadow = 5, but 4 is needed here" in told(copied.logits("mine", "mine"))
     message = "001.safetensors was trained on a synthetic set, which is needed here: --synthetic"
     assert told(copied.logits("mine", None)).endswith(message)

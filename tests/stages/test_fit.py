@@ -16,6 +16,7 @@ import torch
 
 from coalmine.artefacts import (
     digest,
+    place,
     read_json,
     read_npz,
     read_safetensors,
@@ -378,11 +379,11 @@ def test_another_pretrained_network_than_the_spec_says_is_refused(copied: Folder
 
 
 def of_shadow(folder: Folder, path: Path) -> None:
-    shutil.copy(folder.file("generators", "mine", 1), path)
+    place(folder.file("generators", "mine", 1), path)
 
 
 def of_method(folder: Folder, path: Path) -> None:
-    shutil.copy(folder.file("generators", "dp", 4), path)
+    place(folder.file("generators", "dp", 4), path)
 
 
 def no_generator(folder: Folder, path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from coalmine.artefacts import read_json, read_npz, read_safetensors, write_npz
+from coalmine.artefacts import place, read_json, read_npz, read_safetensors, write_npy, write_npz
 from coalmine.audit.design import draw_design
 from coalmine.checksums import FOLDER
 from coalmine.config import Run, check
@@ -434,7 +434,7 @@ def test_a_method_that_names_foreign_samples_as_sources_is_refused(
 
 def test_a_synthetic_set_of_another_shadow_model_is_refused(copied: Folder, told: Callable[[list[str]], str]) -> None:
     first, second = copied.files("synthetic", "random", "npz")[:2]
-    shutil.copy(first, second)
+    place(first, second)
     assert "001.npz was made with shadow = 0, but 1 is needed here" in told(copied.train("random"))
 
 
@@ -449,14 +449,14 @@ def test_a_model_of_another_shadow_model_method_or_data_is_refused(
     copied: Folder, told: Callable[[list[str]], str]
 ) -> None:
     first, second = copied.files("models", "undefended", "safetensors")[:2]
-    shutil.copy(first, second)
+    place(first, second)
     assert "001.safetensors was made with shadow = 0, but 1 is needed here" in told(copied.logits("undefended"))
     mine, theirs = (copied.files("models", method, "safetensors")[0] for method in ("random", "undefended"))
-    shutil.copy(theirs, mine)
+    place(theirs, mine)
     assert "000.safetensors was made with spec.method = 'undefended', but 'random'" in told(copied.logits("random"))
     images = np.load(copied.private[0])
     images[0, 0, 0, 0] += 1
-    np.save(copied.private[0], images)
+    write_npy(copied.private[0], images)
     assert "000.safetensors was made with inputs.private = " in told(copied.logits("undefended"))
 
 
@@ -469,7 +469,7 @@ def test_a_synthetic_set_that_a_model_did_not_learn_from_is_refused(
     assert told(line[: without + 1] + line[without + 7 :]).endswith(message)
     first, second = copied.files("synthetic", "random", "npz")[:2]
     header, arrays = read_npz(second)
-    shutil.copy(first, second)
+    place(first, second)
     assert "001.npz was made with shadow = 0, but 1 is needed here" in told(line)
     arrays["images"][0, 0, 0, 0] ^= 1
     write_npz(second, header, arrays)

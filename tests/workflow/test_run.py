@@ -12,7 +12,7 @@ import pytest
 from checkouts import SMALL, Checkout
 
 from coalmine.accounting import pld_epsilon
-from coalmine.artefacts import read_json, read_npz, read_safetensors
+from coalmine.artefacts import place, read_json, read_npz, read_safetensors
 from coalmine.mechanism import Mechanism
 from coalmine.run_files import read_design
 
@@ -165,7 +165,7 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(checkout: Checkout) -> No
 
 def test_an_artefact_of_another_design_is_refused_by_name(checkout: Checkout) -> None:
     folder = checkout.root / "results/small/logits/random"
-    shutil.copy(folder / "001.npz", folder / "002.npz")
+    place(folder / "001.npz", folder / "002.npz")
     printed = checkout.snakemake(
         "results/small/metrics/random.json", "--cores", "1", "--forcerun", "score", check=False
     )

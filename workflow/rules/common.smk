@@ -10,7 +10,7 @@ import shlex
 from coalmine import devices
 from coalmine.config import check
 from coalmine.errors import CoalmineError
-from coalmine.rule_names import rule_name
+from snakemake_logger_plugin_coalmine.rule_names import rule_name
 from coalmine.sections import BLOCK
 from snakemake.exceptions import WorkflowError
 

@@ -45,7 +45,7 @@ class Trajectories:
         from safetensors import SafetensorError
 
         self.path = path
-        self.header = read_safetensors_header(path)
+        self.header = read_safetensors_header(path, whole=True)  # weights are read piece by piece
         try:
             spec, shape = self.header["spec"], self.header["shape"]
             self.settings = Experts.model_validate_json(json.dumps(spec["settings"]))
