@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,26 @@ def test_a_damaged_record_is_named_instead_of_its_file(tmp_path: Path) -> None:
     record.write_bytes(b"0" + record.read_bytes()[1:])
     with pytest.raises(CoalmineError, match=re.escape(f"{record} is damaged")):
         read_json(tmp_path / "a.json")
+
+
+def test_the_command_tells_the_file_that_has_changed(tmp_path: Path) -> None:
+    whole, damaged, *_ = write_one_of_each(tmp_path)
+
+    def told(*paths: Path) -> tuple[int, str]:
+        command = [sys.executable, "-m", "coalmine.checksums", *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert told(whole, damaged) == (0, "")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    status, message = told(whole, damaged)
+    assert status == 1
+    assert message.startswith(f"error: {damaged} is not what was written (its bytes have changed: ")
+    record = checksums.record_path(whole)
+    record.write_bytes(b"")
+    assert told(whole) == (0, ""), "a power cut leaves such records"
+    record.write_bytes(b"x")
+    assert told(whole)[1].startswith(f"error: {record} is not a readable record of a file")
 
 
 def test_a_header_is_read_without_the_weights_unless_the_whole_is_asked_for(tmp_path: Path) -> None:

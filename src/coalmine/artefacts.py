@@ -30,7 +30,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from coalmine import checksums
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 from coalmine.provenance import canonical_json
 
 Header = dict[str, Any]
@@ -39,7 +39,6 @@ Shape = tuple[int | None, ...]
 _HEADER = "header"
 _CHUNK = 1 << 24
 _END_OF_ZIP = struct.Struct("<4s6xH8xH")
-_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 _ATTEMPTS = 3
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)@(?P<host>[^@]+)\.tmp")
 
@@ -195,7 +194,7 @@ def read_json(path: Path) -> Any:
 def as_block(path: Path, value: Any) -> dict[str, Any]:
     """Return what was read from a JSON file if it is a block of keys, or refuse it."""
     if not isinstance(value, dict):
-        raise CoalmineError(f"{path} holds a {type(value).__name__}, expected a block of JSON. {_REMEDY}")
+        raise CoalmineError(f"{path} holds a {type(value).__name__}, expected a block of JSON. {REMEDY}")
     return value
 
 
@@ -237,7 +236,7 @@ def read_npz(path: Path, **fields: tuple[str, Shape]) -> tuple[Header, dict[str,
         members = _members(archive, file)
         missing = [name for name in (_HEADER, *fields) if name not in members]
         if missing:
-            raise CoalmineError(f"{path} lacks the field {missing[0]!r}. {_REMEDY}")
+            raise CoalmineError(f"{path} lacks the field {missing[0]!r}. {REMEDY}")
         header = _header(str(_member(archive, members.pop(_HEADER))), path)
         arrays = {name: _member(archive, members[name]) for name in fields or members}
     for name, array in arrays.items():
@@ -316,7 +315,7 @@ def _reading(path: Path, kind: str, *, whole: bool = True) -> Iterator[BinaryIO]
     except FileNotFoundError as error:
         raise _missing(path) from error
     except _BROKEN as error:
-        raise CoalmineError(f"{path} is not {kind} ({error or type(error).__name__}). {_REMEDY}") from error
+        raise CoalmineError(f"{path} is not {kind} ({error or type(error).__name__}). {REMEDY}") from error
 
 
 class _Block(dict[str, Any]):
@@ -329,7 +328,7 @@ class _Block(dict[str, Any]):
             raise ValueError("a key stands there twice")
 
     def __missing__(self, key: str) -> Any:
-        raise CoalmineError(f"{self._path} lacks {key!r}. {_REMEDY}")
+        raise CoalmineError(f"{self._path} lacks {key!r}. {REMEDY}")
 
 
 def _json(text: str, path: Path) -> Any:
@@ -422,7 +421,7 @@ def check_header(path: Path, header: Header, **expected: Any) -> None:
             found = found.get(part) if isinstance(found, dict) else None
         if found != want:
             name = key.replace("__", ".")
-            raise CoalmineError(f"{path} was made with {name} = {found!r}, but {want!r} is needed here. {_REMEDY}")
+            raise CoalmineError(f"{path} was made with {name} = {found!r}, but {want!r} is needed here. {REMEDY}")
 
 
 def sidecar(path: Path) -> Path:
@@ -441,10 +440,10 @@ def _checked(array: np.ndarray, dtype: str, shape: Shape, what: str) -> np.ndarr
     if array.dtype != np.dtype(dtype) or not fits:
         wanted = str(tuple("any" if want is None else want for want in shape)).replace("'", "")
         raise CoalmineError(
-            f"{what}: found {array.dtype.name} of shape {array.shape}, expected {dtype} of shape {wanted}. {_REMEDY}"
+            f"{what}: found {array.dtype.name} of shape {array.shape}, expected {dtype} of shape {wanted}. {REMEDY}"
         )
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise CoalmineError(f"{what}: holds NaN or infinite values. {_REMEDY}")
+        raise CoalmineError(f"{what}: holds NaN or infinite values. {REMEDY}")
     if array.dtype == np.bool_ and array.view(np.uint8).max(initial=0) > 1:
-        raise CoalmineError(f"{what}: holds bytes that are neither true nor false. {_REMEDY}")
+        raise CoalmineError(f"{what}: holds bytes that are neither true nor false. {REMEDY}")
     return array

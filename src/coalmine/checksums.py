@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 from coalmine.provenance import canonical_json
 
 FOLDER = ".sha256"
@@ -144,3 +145,18 @@ def _text(name: str, record: Record) -> bytes:
     fields = {"bytes": record.size, "header": record.header}
     check = zlib.crc32((line + canonical_json(fields)).encode())
     return f"{line}# {canonical_json({**fields, 'check': f'{check:08x}'})}\n".encode()
+
+
+def main() -> None:
+    """Hold the files that the command line names against their records; exit with 1 at the first that differs."""
+    for path in map(Path, sys.argv[1:]):
+        try:
+            check(path)
+        except ValueError as error:
+            sys.exit(f"error: {path} is not what was written ({error}). {REMEDY}")
+        except (CoalmineError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

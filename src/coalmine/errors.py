@@ -1,4 +1,4 @@
-"""The one exception that Coalmine raises for what a user can mend."""
+"""The one exception that Coalmine raises for what a user can mend, and the remedy for its own files."""
 
 
 class CoalmineError(Exception):
@@ -7,3 +7,7 @@ class CoalmineError(Exception):
     The message names the file or field, says what was found and what was expected, and gives the remedy.
     Command lines print it without a traceback.
     """
+
+
+REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
+"""What mends any file that Coalmine made."""

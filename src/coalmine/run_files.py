@@ -12,10 +12,9 @@ import numpy as np
 from coalmine.artefacts import as_block, check_header, digest, read_json, read_npy, read_text, write_bytes, write_npy
 from coalmine.audit.design import Design
 from coalmine.data.images import ImageSet
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 
 _COLUMNS = ("canary", "index", "true_label", "canary_label", "mislabelled")
-_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -27,7 +26,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     classes = as_block(path, read_json(path))["classes"]
     texts = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not texts or not 0 < len(set(classes)) == len(classes):
-        raise CoalmineError(f"{path}: classes are {classes!r}, expected a list of different names. {_REMEDY}")
+        raise CoalmineError(f"{path}: classes are {classes!r}, expected a list of different names. {REMEDY}")
     return tuple(classes)
 
 
@@ -58,15 +57,15 @@ def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
         rows = list(csv.reader(io.StringIO(read_text(canaries), newline="")))
         table = np.array(rows[1:], dtype=np.int64).reshape(-1, len(_COLUMNS))
     except (csv.Error, OverflowError, ValueError) as error:
-        raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}). {_REMEDY}") from error
+        raise CoalmineError(f"{canaries} is not a readable table of canaries ({error}). {REMEDY}") from error
     columns = rows[0] if rows else []
     if columns != list(_COLUMNS):
-        raise CoalmineError(f"{canaries}: the columns are {columns}, expected {list(_COLUMNS)}. {_REMEDY}")
+        raise CoalmineError(f"{canaries}: the columns are {columns}, expected {list(_COLUMNS)}. {REMEDY}")
     number, index, true_label, canary_label, mislabelled = table.T.copy()
     if not np.array_equal(number, np.arange(len(index))) or len(np.unique(index)) < len(index):
-        raise CoalmineError(f"{canaries}: expected the canaries 0, 1, 2 and so on, each another sample. {_REMEDY}")
+        raise CoalmineError(f"{canaries}: expected the canaries 0, 1, 2 and so on, each another sample. {REMEDY}")
     if not np.array_equal(mislabelled, canary_label != true_label) or canary_label.min(initial=0) < 0:
-        raise CoalmineError(f"{canaries}: mislabelled must be 1 where the two labels differ, else 0. {_REMEDY}")
+        raise CoalmineError(f"{canaries}: mislabelled must be 1 where the two labels differ, else 0. {REMEDY}")
     inside = index.min(initial=0) >= 0 and index.max(initial=-1) < len(labels)
     if not inside or not np.array_equal(labels[index], true_label):
         raise CoalmineError(
@@ -77,7 +76,7 @@ def read_design(canaries: Path, membership: Path, labels: np.ndarray) -> Design:
     try:
         return Design(index, true_label, canary_label, mislabelled.astype(bool), included)
     except ValueError as error:
-        raise CoalmineError(f"{canaries} and {membership} are no audit design ({error}). {_REMEDY}") from error
+        raise CoalmineError(f"{canaries} and {membership} are no audit design ({error}). {REMEDY}") from error
 
 
 def read_account(path: Path, method: str, design: str) -> dict[str, Any]:

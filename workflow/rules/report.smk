@@ -84,15 +84,16 @@ rule figure:
         """
 
 
-# Whole or not at all, like everything else.
+# What was written, whole or not at all, like everything else.
 PUBLISH = """
+    python -m coalmine.checksums {input:q} 2> {log:q}
     made=({input:q})
     for target in {output:q}; do
         for file in "${{made[@]}}"; do
             [ "$(basename "$file")" != "$(basename "$target")" ] || cp "$file" "$target.tmp"
         done
         mv "$target.tmp" "$target"
-    done 2> {log:q}
+    done 2>> {log:q}
     """
 
 

@@ -17,7 +17,7 @@ import torch
 from coalmine.artefacts import Header, read_safetensors_header, write_safetensors
 from coalmine.distillation.networks import Networks
 from coalmine.distillation.settings import Experts
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 from coalmine.models.build import skeleton
 from coalmine.training.recipe import Normalisation
 from coalmine.training.whitening import MATRIX, MEAN, Whitening
@@ -116,7 +116,4 @@ def _open(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> CoalmineError:
-    return CoalmineError(
-        f"{path} is not a readable file of expert trajectories ({error}). Delete the file and run Snakemake again: it "
-        "makes the file anew."
-    )
+    return CoalmineError(f"{path} is not a readable file of expert trajectories ({error}). {REMEDY}")

@@ -12,10 +12,8 @@ import numpy as np
 from coalmine.artefacts import check_header, digest, read_npz
 from coalmine.audit.design import Design
 from coalmine.data.images import ImageSet
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 from coalmine.run_files import design_digest, read_classes, read_design, read_images
-
-_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +123,7 @@ class RunData:
         if (made.labels < 0).any() or (made.labels >= len(self.classes)).any():
             raise CoalmineError(
                 f"{path}, field labels: classes from {made.labels.min()} to {made.labels.max()}, but the data have "
-                f"{len(self.classes)}. {_REMEDY}"
+                f"{len(self.classes)}. {REMEDY}"
             )
         return made
 
@@ -148,7 +146,7 @@ class RunData:
         header, every = read_npz(path)
         check_header(path, header, spec__method=method, inputs__private=self._private_digest)
         if digest(synthetic.images, synthetic.source) not in header["inputs"].get("synthetic", ()):
-            raise CoalmineError(f"{path} tells of other images than {synthetic.path} holds. {_REMEDY}")
+            raise CoalmineError(f"{path} tells of other images than {synthetic.path} holds. {REMEDY}")
         kinds = ["private", "held_out", *(["public"] if f"{metric}/public" in every else [])]
         fields: dict[str, Any] = {f"{metric}/{kind}": ("float64", (None,)) for kind in (*kinds, "p")}
         fields |= {f"{metric}/{kind}_index": ("int64", (None,)) for kind in kinds}
@@ -158,7 +156,7 @@ class RunData:
         for name, array in arrays.items():
             if len(array) != len(of_model):
                 raise CoalmineError(
-                    f"{path}, field {name}: {len(array)} entries, but shadow has {len(of_model)}. {_REMEDY}"
+                    f"{path}, field {name}: {len(array)} entries, but shadow has {len(of_model)}. {REMEDY}"
                 )
         own = {name: array[of_model] for name, array in arrays.items()}
         _check_indices(path, "position", own["position"], len(synthetic.source))
@@ -216,5 +214,5 @@ def _read_set(path: Path, source: np.ndarray, shape: tuple[int | None, ...]) -> 
 def _check_indices(path: Path, name: str, index: np.ndarray, length: int) -> None:
     if len(index) and (index.min() < 0 or index.max() >= length):
         raise CoalmineError(
-            f"{path}, field {name}: indices from {index.min()} to {index.max()} into {length} images. {_REMEDY}"
+            f"{path}, field {name}: indices from {index.min()} to {index.max()} into {length} images. {REMEDY}"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from coalmine.artefacts import read_json, read_npz
-from coalmine.errors import CoalmineError
+from coalmine.errors import REMEDY, CoalmineError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +39,6 @@ Amount = Annotated[float, Field(ge=0)]
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
 Size = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-_REMEDY = "Delete the file and run Snakemake again: it makes the file anew."
 
 
 @dataclass(frozen=True)
@@ -395,7 +393,7 @@ class Scores:
         if scores.shape != membership.shape:
             raise CoalmineError(
                 f"{self.path}: {scores_name} has shape {scores.shape}, but {membership_name} has {membership.shape}. "
-                f"{_REMEDY}"
+                f"{REMEDY}"
             )
         return Audited(scores, membership)
 
@@ -617,20 +615,20 @@ def _read(path: Path, kind: type[T]) -> T:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()[:5]
         )
-        raise CoalmineError(f"{path} is broken ({problems}). {_REMEDY}") from error
+        raise CoalmineError(f"{path} is broken ({problems}). {REMEDY}") from error
 
 
 def _read_of(path: Path, kind: type[Told], method: str, what: str) -> Told:
     """Read what a file tells of a method, and refuse another's."""
     told = _read(path, kind)
     if told.method != method:
-        raise CoalmineError(f"{path} holds the {what} of {told.method!r}, not of {method!r}. {_REMEDY}")
+        raise CoalmineError(f"{path} holds the {what} of {told.method!r}, not of {method!r}. {REMEDY}")
     return told
 
 
 def _check_length(path: Path, name: str, values: Sequence[object], expected: int, of: str) -> None:
     if len(values) != expected:
-        raise CoalmineError(f"{path} is broken ({name}: {len(values)} entries, but {of} has {expected}). {_REMEDY}")
+        raise CoalmineError(f"{path} is broken ({name}: {len(values)} entries, but {of} has {expected}). {REMEDY}")
 
 
 def _read_metrics(root: Path, method: str) -> MethodMetrics:

@@ -200,13 +200,13 @@ def _accuracy_difference(
     import numpy as np
     from scipy.special import stdtrit
 
-    from coalmine.errors import CoalmineError
+    from coalmine.errors import REMEDY, CoalmineError
 
     for each in (ours, theirs):
         if len(each.accuracy.per_model) != each.design.models:
             raise CoalmineError(
                 f"The metrics of {each.method!r} hold the accuracy of {len(each.accuracy.per_model)} models, but its "
-                f"audit has {each.design.models}. Delete the file and run Snakemake again: it makes the file anew."
+                f"audit has {each.design.models}. {REMEDY}"
             )
     differences = np.subtract(ours.accuracy.per_model[:models], theirs.accuracy.per_model[:models])
     n, mean = len(differences), float(differences.mean())
