@@ -1,7 +1,9 @@
-"""A real small run in a copy of the sources, made once; each test works on its own copy of it."""
+"""A real small run in a copy of the sources, made once for all workers; each test works on its own copy of it."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -11,12 +13,19 @@ from checkouts import Checkout, copy_sources
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which the small run has been made for real."""
-    root = tmp_path_factory.mktemp("finished") / "checkout"
-    copy_sources(root)
-    checkout = Checkout(root)
-    checkout.configure()
-    checkout.snakemake("all", "--cores", "2")
+    """A checkout in which the small run has been made for real, by the first worker that needs it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    root, done = shared / "finished/checkout", shared / "finished.done"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)  # another worker failed to make it
+            copy_sources(root)
+            checkout = Checkout(root)
+            checkout.configure()
+            checkout.snakemake("all", "--cores", "2")
+            done.touch()
     return root
 
 
@@ -26,11 +35,3 @@ def checkout(finished_run: Path, tmp_path: Path) -> Checkout:
     root = tmp_path / "checkout"
     shutil.copytree(finished_run, root, symlinks=True)
     return Checkout(root)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests on one worker: they share one finished run."""
-    for item in items:
-        if "workflow" in str(item.path.parent.name):
-            item.add_marker(pytest.mark.xdist_group("workflow"))

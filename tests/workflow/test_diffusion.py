@@ -14,6 +14,8 @@ from checkouts import Checkout, copy_sources
 
 from coalmine.artefacts import read_json, read_npz, read_safetensors
 
+pytestmark = pytest.mark.xdist_group("diffusion")  # what they share takes long to make
+
 METHODS = {
     "undefended": {"module": "undefended"},
     "tuned": {"module": "diffusion", "fit": {"pretrained": "fonts", "steps": 2}, "strength": 0.5, "levels": 2},

@@ -7,6 +7,8 @@ import random
 import pytest
 from fault_injection import DAMAGES, FAULTS, KILLS, RUN, Campaign, Workshop, without_seconds
 
+pytestmark = pytest.mark.xdist_group("faults")  # what they share takes long to make
+
 METHODS = ("undefended", "dm")
 BRIEF = {
     **RUN,

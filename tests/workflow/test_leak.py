@@ -7,6 +7,8 @@ import json
 import pytest
 from checkouts import SMALL, Checkout, copy_sources
 
+pytestmark = pytest.mark.xdist_group("leak")  # what they share takes long to make
+
 METHODS = ("undefended", "random", "forgetting", "shuffled")
 
 

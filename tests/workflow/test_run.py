@@ -12,7 +12,7 @@ import pytest
 from checkouts import SMALL, Checkout
 
 from coalmine.accounting import pld_epsilon
-from coalmine.artefacts import place, read_json, read_npz, read_safetensors
+from coalmine.artefacts import place, read_json, read_npz, read_safetensors, write_json
 from coalmine.mechanism import Mechanism
 from coalmine.run_files import read_design
 
@@ -89,15 +89,14 @@ def test_a_guarantee_of_another_method_or_design_is_refused(checkout: Checkout) 
     account = checkout.root / "results/small/privacy/private.json"
     for field, value, told in (("spec", {"method": "other"}, "other"), ("inputs", {"design": "0"}, "design")):
         shutil.rmtree(checkout.root / "results/small/models/private", ignore_errors=True)
-        content = json.loads(account.read_text())
-        kept = account.read_bytes()
-        account.write_text(json.dumps(content | {field: content[field] | value}))
+        content = read_json(account)
+        write_json(account, content | {field: content[field] | value})
         printed = checkout.snakemake(
             "results/small/models/private/000.safetensors", "--cores", "1", "--rerun-triggers", "mtime", check=False
         )
         assert "error: results/small/privacy/private.json" in printed
         assert told in printed
-        account.write_bytes(kept)
+        write_json(account, content)
 
 
 def test_no_model_and_no_coreset_saw_a_sample_that_its_membership_excludes(finished_run: Path) -> None:

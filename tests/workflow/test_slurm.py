@@ -9,7 +9,10 @@ import cluster
 import pytest
 from checkouts import Checkout, copy_sources
 
-pytestmark = pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))
+pytestmark = [
+    pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not())),
+    pytest.mark.xdist_group("slurm"),  # what they share takes long to make
+]
 
 METHODS = ["undefended", "dm", "private"]
 SETTINGS = {

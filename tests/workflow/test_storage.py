@@ -18,6 +18,8 @@ boto3 = pytest.importorskip("boto3")
 server = pytest.importorskip("moto.server", reason="moto, a local S3 server, is not installed")
 pytest.importorskip("snakemake_storage_plugin_s3", reason="Snakemake's storage plugin for S3 is not installed")
 
+pytestmark = pytest.mark.xdist_group("storage")  # what they share takes long to make
+
 METHODS = ["undefended", "dm", "private"]
 SETTINGS: dict[str, Any] = {
     "methods": {
