@@ -32,8 +32,8 @@ INTRODUCTION = """# Reliability
 
 **Promised.** A run that is killed, at any moment and in any way, is finished by running the same command again, with
 the same bytes as a run that was not. What was finished is not made again. No file under its final name is
-half-written. `coalmine verify` names every damaged file; not every job that reads one does (*its reader is fooled*,
-under *remarks*). Where a column of the table is not 0, the promise is not kept yet.
+half-written. A damaged file is named by `coalmine verify`, and refused by every job that reads it. Where a column of
+the table is not 0, the promise is not kept yet.
 
 **Recovery.** Run the same command again. If Snakemake itself was killed: `snakemake --unlock && snakemake …`. If
 files may have been damaged (a broken disk, an accident with `rm`): `coalmine verify` names them and tells the command

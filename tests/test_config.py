@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -21,6 +21,7 @@ import coalmine.methods
 from coalmine import config
 from coalmine.config import ConfigurationError, Problem, Run, available, check, schema
 from coalmine.outline import Outline
+from coalmine.sections import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = sorted((REPOSITORY / "workflow/presets").glob("*.yaml"))
@@ -1496,3 +1497,10 @@ def test_an_overlay_may_take_another_architecture_and_remove_settings_that_it_la
     )
     assert changed.method("private").model.name == "convnet"
     assert run("model: {name: resnet, width: 8}", "model: {name: mlp, width: null}").config.model.name == "mlp"
+
+
+def test_resources_can_be_set_for_every_stage_and_every_rule_asks_for_them() -> None:
+    repository = Path(__file__).parents[1]
+    stages = {path.stem for path in (repository / "src/coalmine/stages").glob("[a-z]*.py")}
+    rules = "".join(path.read_text() for path in (repository / "workflow/rules").glob("*.smk"))
+    assert {*get_args(Stage)} == stages == {*re.findall(r"asked\(\"(\w+)\"", rules)}
