@@ -71,6 +71,18 @@ SMALL: dict[str, Any] = {
     "execution": {"device": "cpu", "batch": 3},
 }
 
+_FEW = ("undefended", "dm", "private")
+BRIEF: dict[str, Any] = {
+    "methods": {name: SMALL["methods"][name] for name in _FEW},
+    "experts": {},
+    "visual": None,
+    # Seconds are the one thing that two runs do not share.
+    "tables": {"table1": {"methods": [*_FEW], "seconds": False}},
+    "figures": {},
+    "controls": {},
+}
+"""What the small run is cut down to where two runs are compared: one of each kind of method, one table."""
+
 MESSAGES = {
     r"Accounting for the privacy of ([\w-]+)": "account",
     r"Training the ([\w-]+) experts": "experts",

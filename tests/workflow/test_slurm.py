@@ -7,27 +7,13 @@ from pathlib import Path
 
 import cluster
 import pytest
-from checkouts import Checkout, copy_sources
+from checkouts import BRIEF, Checkout, copy_sources
 
 pytestmark = [
     pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not())),
     pytest.mark.xdist_group("slurm"),  # what they share takes long to make
 ]
 
-METHODS = ["undefended", "dm", "private"]
-SETTINGS = {
-    "methods": {
-        "undefended": {"module": "undefended"},
-        "dm": {"module": "dm", "images_per_class": 1, "iterations": 3, "batch_size": 8, "network": {"name": "mlp"}},
-        "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32, "model": {"name": "mlp"}},
-    },
-    "experts": {},
-    "visual": None,
-    # Seconds are the one thing that two runs do not share.
-    "tables": {"table1": {"methods": METHODS, "seconds": False}},
-    "figures": {},
-    "controls": {},
-}
 # What this one node needs besides the profile that is shipped: no accounting to ask, and little patience.
 HERE = (
     "--slurm-status-command", "squeue",
@@ -41,7 +27,7 @@ HERE = (
 def checkout(folder: Path, **execution: object) -> Checkout:
     copy_sources(folder)
     made = Checkout(folder)
-    made.configure(**SETTINGS, execution={"batch": 3, **execution})
+    made.configure(**BRIEF, execution={"batch": 3, **execution})
     return made
 
 
@@ -82,8 +68,8 @@ def test_table1_through_slurm_has_the_bytes_of_the_local_run(local: Checkout, sl
     assert {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
     trained = [job for job in jobs.values() if "rule_train." in job["StdOut"]]
     scored = [job for job in jobs.values() if "rule_score" in job["StdOut"]]
-    assert len(trained) == 2 * len(METHODS)
-    assert len(scored) == len(METHODS)
+    assert len(trained) == 2 * len(BRIEF["methods"])
+    assert len(scored) == len(BRIEF["methods"])
     assert {job.get("TresPerJob") for job in trained} == {"gres:gpu:1"}
     assert {job.get("TresPerJob") for job in scored} == {None}
     assert {(job["MinMemoryNode"], job["TimeLimit"]) for job in scored} == {("1500M", "00:07:00")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkouts import Checkout, copy_sources
+from checkouts import BRIEF, Checkout, copy_sources
 from PIL import Image
 
 boto3 = pytest.importorskip("boto3")
@@ -20,21 +20,7 @@ pytest.importorskip("snakemake_storage_plugin_s3", reason="Snakemake's storage p
 
 pytestmark = pytest.mark.xdist_group("storage")  # what they share takes long to make
 
-METHODS = ["undefended", "dm", "private"]
-SETTINGS: dict[str, Any] = {
-    "methods": {
-        "undefended": {"module": "undefended"},
-        "dm": {"module": "dm", "images_per_class": 1, "iterations": 3, "batch_size": 8, "network": {"name": "mlp"}},
-        "private": {"module": "dpsgd", "noise_multiplier": 2.0, "steps": 4, "batch_size": 32, "model": {"name": "mlp"}},
-    },
-    "experts": {},
-    "visual": None,
-    # Seconds are the one thing that two runs do not share.
-    "tables": {"table1": {"methods": METHODS, "seconds": False}},
-    "figures": {},
-    "controls": {},
-    "execution": {"device": "cpu", "batch": 6},
-}
+SETTINGS = {**BRIEF, "execution": {"device": "cpu", "batch": 6}}
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAIDNOBODYMAYSEE", "AWS_SECRET_ACCESS_KEY": "key+nobody/may=see"}
 RECORDS = ".snakemake/metadata"
 FINISHED = ("results/table1.csv", "--cores", "2")

@@ -17,7 +17,7 @@ from coalmine.diffusion import settings
 from coalmine.diffusion.network import ConditionalUNet, adapt
 from coalmine.diffusion.objective import Objective, build
 from coalmine.diffusion.sampling import from_pixels, sample, to_pixels
-from coalmine.diffusion.settings import Fit, PrivateFit, Sampling, Start
+from coalmine.diffusion.settings import Drawing, Fit, PrivateFit, Sampling, Start
 from coalmine.diffusion.training import Examples, Ordinary, Private, Streams, train
 from coalmine.errors import CoalmineError
 from coalmine.seeds import torch_generator
@@ -138,6 +138,14 @@ class Wanted:
         if self.images is None:
             return None
         return from_pixels(torch.from_numpy(self.images[self.source[rows]]).movedim(-1, 1).to(device))
+
+
+def asked_for(settings: Drawing, shadow: Shadow, setup: Setup) -> Wanted:
+    """Ask for what the settings say: images from a shadow model's own, or from noise."""
+    if settings.strength is not None:
+        return from_images(shadow, settings.images, settings.strength, setup)
+    assert settings.images
+    return from_noise(settings.images, setup.classes)
 
 
 def from_noise(count: int, classes: int) -> Wanted:

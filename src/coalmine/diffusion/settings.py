@@ -193,6 +193,33 @@ class PrivateFit(Start, Budget):
     augmentation: Augmentation = Field(default=FLAT, description="Of the copies.")
 
 
+class Drawing(Settings):
+    """Whose generative models images are drawn from, how many, and what they start from."""
+
+    fit: object = Field(default=None, description="How the generative models are trained; null with `generator`.")
+    generator: str | None = Field(
+        default=None, description="Another entry of this file, whose generative models are drawn from; null with `fit`."
+    )
+    images: PositiveInt | None = Field(
+        default=None, description="Images of a set; null: as many as the private ones that they start from."
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Image-to-image: the share of the noise levels that private images go back, 0 leaves them as they "
+        "are (or as an autoencoder renders them), 1 forgets them. Null: images are drawn from noise.",
+    )
+
+    @model_validator(mode="after")
+    def _has_generative_models_and_a_size(self) -> Drawing:
+        if (self.fit is None) == (self.generator is None):
+            raise ValueError("set either fit, or generator for the generative models of another entry")
+        if self.strength is None and self.images is None:
+            raise ValueError("images is required where they are drawn from noise (strength is null)")
+        return self
+
+
 class Sampling(Settings):
     """How images are drawn from a denoiser, deterministically but for the noise that they start from."""
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field
 
 from coalmine.costs.work import Counter, Work
-from coalmine.diffusion.settings import Fit, Sampling, unfit
+from coalmine.diffusion.settings import Drawing, Fit, Sampling, unfit
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
 
 if TYPE_CHECKING:
@@ -33,31 +33,10 @@ if TYPE_CHECKING:
 SOURCE = "initialised"
 
 
-class Settings(Sampling):
+class Settings(Drawing, Sampling):
     """Hyper-parameters: whose denoisers, and what is drawn from them."""
 
     fit: Fit | None = Field(default=None, description="How the denoisers are trained; null with `generator`.")
-    generator: str | None = Field(
-        default=None, description="Another entry of this file, whose denoisers are drawn from; null with `fit`."
-    )
-    images: PositiveInt | None = Field(
-        default=None, description="Images of a set; null: as many as the private ones that they start from."
-    )
-    strength: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Image-to-image: the share of the noise levels that private images go back, 0 leaves them as they "
-        "are, 1 forgets them. Null: images are drawn from noise.",
-    )
-
-    @model_validator(mode="after")
-    def _has_denoisers_and_a_size(self) -> Settings:
-        if (self.fit is None) == (self.generator is None):
-            raise ValueError("set either fit, or generator for the denoisers of another entry")
-        if self.strength is None and self.images is None:
-            raise ValueError("images is required where they are drawn from noise (strength is null)")
-        return self
 
 
 def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline: Outline) -> tuple[str, str] | None:
@@ -75,15 +54,10 @@ def fit(shadows: Sequence[Shadow], own: Fit, setup: Setup) -> Iterator[Fitted]:
 
 def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Synthetic]:
     """Yield one synthetic set per shadow model, in order."""
-    from coalmine.diffusion.denoiser import draw, from_images, from_noise
+    from coalmine.diffusion.denoiser import asked_for, draw
 
     for shadow in shadows:
-        if settings.strength is None:
-            assert settings.images
-            wanted = from_noise(settings.images, setup.classes)
-        else:
-            wanted = from_images(shadow, settings.images, settings.strength, setup)
-        yield draw(shadow, wanted, settings, setup)
+        yield draw(shadow, asked_for(settings, shadow, setup), settings, setup)
 
 
 def fit_work(own: Fit, counter: Counter) -> Work:

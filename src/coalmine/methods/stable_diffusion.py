@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field
 
 from coalmine.costs.work import INPUT_GRADIENT, Counter, StableDiffusion, Work
 from coalmine.diffusion import latent_settings
 from coalmine.diffusion.latent_settings import LatentFit, LatentSampling
+from coalmine.diffusion.settings import Drawing
 from coalmine.shadows import Fitted, Setup, Shadow, Synthetic
 
 if TYPE_CHECKING:
@@ -35,31 +36,10 @@ if TYPE_CHECKING:
 SOURCE = "initialised"
 
 
-class Settings(LatentSampling):
-    """Hyper-parameters: whose fine-tuned models, and what is drawn from them."""
+class Settings(Drawing, LatentSampling):
+    """Hyper-parameters: whose fine-tuned models, and what is drawn from them (Real-Fake: ``strength`` 0.75)."""
 
     fit: LatentFit | None = Field(default=None, description="How they are fine-tuned; null with `generator`.")
-    generator: str | None = Field(
-        default=None, description="Another entry of this file, whose models are drawn from; null with `fit`."
-    )
-    images: PositiveInt | None = Field(
-        default=None, description="Images of a set; null: as many as the private ones that they start from."
-    )
-    strength: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Image-to-image: the share of the steps that private images go back, 0 leaves them as the "
-        "autoencoder renders them, 1 forgets them (Real-Fake: 0.75). Null: text-to-image.",
-    )
-
-    @model_validator(mode="after")
-    def _has_models_and_a_size(self) -> Settings:
-        if (self.fit is None) == (self.generator is None):
-            raise ValueError("set either fit, or generator for the models of another entry")
-        if self.strength is None and self.images is None:
-            raise ValueError("images is required where they are drawn from noise (strength is null)")
-        return self
 
 
 def objection(settings: Settings, model: ModelSettings, recipe: Recipe, outline: Outline) -> tuple[str, str] | None:
@@ -83,17 +63,12 @@ def fit(shadows: Sequence[Shadow], own: LatentFit, setup: Setup) -> Iterator[Fit
 def synthesize(shadows: Sequence[Shadow], settings: Settings, setup: Setup) -> Iterator[Synthetic]:
     """Yield one synthetic set per shadow model, in order."""
     from coalmine.diffusion import latent
-    from coalmine.diffusion.denoiser import from_images, from_noise
+    from coalmine.diffusion.denoiser import asked_for
 
     model = None
     for shadow in shadows:
         model = latent.read(shadow, settings.lora_scale, setup, model)
-        if settings.strength is None:
-            assert settings.images
-            wanted = from_noise(settings.images, setup.classes)
-        else:
-            wanted = from_images(shadow, settings.images, settings.strength, setup)
-        yield latent.draw(model, shadow, wanted, settings, setup)
+        yield latent.draw(model, shadow, asked_for(settings, shadow, setup), settings, setup)
 
 
 def fit_work(own: LatentFit, counter: Counter) -> Work:
