@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from synthetic_folder import NORMALISATION, SHADOWS, Folder, Killed, killed_after
 
 from coalmine.artefacts import digest
+from coalmine.checkpoint import Checkpoint
 from coalmine.data.images import ImageSet
 from coalmine.models.settings import MLP
 from coalmine.provenance import code_hash
@@ -219,6 +221,26 @@ def test_a_job_that_is_taken_up_again_writes_the_same_bytes(
     assert folder.out.read_bytes() == whole
     assert not folder.kept.parent.exists()
     assert "5 parts were finished by an interrupted job and are kept" in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("mode", ["sequential", "stacked"])
+def test_a_training_that_is_interrupted_goes_on_where_it_stood(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    assert run(folder, sizes, SIZES, mode=mode) == 0
+    whole = folder.out.read_bytes()
+    folder.out.unlink()
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed_after(12, Checkpoint.save))
+        with pytest.raises(Killed):
+            run(folder, sizes, SIZES, mode=mode)
+    assert len([*folder.kept.parent.glob("tried.checkpoint.*-model-*.npz")]) == (SHADOWS if mode == "stacked" else 1)
+    capsys.readouterr()
+    assert run(folder, sizes, SIZES, mode=mode) == 0
+    assert re.search(r"taken up after step [1-9]", capsys.readouterr().out)
+    assert folder.out.read_bytes() == whole
+    assert not folder.kept.parent.exists()
 
 
 def test_what_was_kept_of_another_spec_is_not_taken_over(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,9 @@ def summary(per_model: Sequence[float]) -> dict[str, Any]:
 
 
 class Finished:
-    """The parts of a job that are finished, by name, kept on disk until its file is written.
+    """The parts of a job that are finished, by name, kept on disk until its file is written; and where others stand.
 
-    They lie where Snakemake deletes nothing (``.finished`` beside the file), and are taken up again only by a job with
+    All lies where Snakemake deletes nothing (``.finished`` beside the file), and is taken up again only by a job with
     the same header: spec, code and inputs.
 
     Args:
@@ -34,7 +35,8 @@ class Finished:
 
     def __init__(self, out: Path, header: Header, progress: Callable[[str], None]) -> None:
         self._out, self._header = out, header
-        self._checkpoint = Checkpoint(out.parent / ".finished" / f"{out.stem}.checkpoint.npz", header)
+        self._checkpoint = Checkpoint(self._kept(""), header)
+        self._unfinished: dict[str, Checkpoint] = {}
         self._numbers = self._checkpoint.load() or {}
         if self._numbers:
             progress(f"{len(self._numbers)} parts were finished by an interrupted job and are kept")
@@ -47,14 +49,27 @@ class Finished:
         """Return the numbers of a finished part, float64 ``(k,)``."""
         return self._numbers[name]
 
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return where the computation of a part saves its state until the part is finished."""
+        opened = Checkpoint(self._kept(re.sub(r"\W+", "-", name)), {**self._header, "part": name})
+        return self._unfinished.setdefault(name, opened)
+
     def add(self, numbers: Mapping[str, np.ndarray]) -> None:
         """Keep the numbers of parts that are finished now."""
         self._numbers |= numbers
         self._checkpoint.save(self._numbers)
+        for name in numbers.keys() & self._unfinished.keys():
+            self._unfinished.pop(name).remove()
 
     def publish(self, content: dict[str, Any]) -> None:
-        """Write the file: its header and what is found; then forget the parts."""
+        """Write the file: its header and what is found; then forget the parts, those of another spec, too."""
         write_json(self._out, {**self._header, **content})
         self._checkpoint.remove()
-        with suppress(OSError):  # nothing to be kept, or another method's job uses it
-            (self._out.parent / ".finished").rmdir()
+        folder = self._kept("").parent
+        for part in folder.glob(f"{self._out.stem}.checkpoint.*"):
+            part.unlink(missing_ok=True)
+        with suppress(OSError):  # another method's job uses it
+            folder.rmdir()
+
+    def _kept(self, part: str) -> Path:
+        return self._out.parent / ".finished" / ".".join([self._out.stem, "checkpoint", *filter(None, [part]), "npz"])

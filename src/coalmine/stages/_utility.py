@@ -38,8 +38,8 @@ class Classifiers:
     """Trains classifiers on (parts of) the synthetic sets of a method and measures their accuracy.
 
     All classifiers of a shadow model start from the same weights, and draw batches from the same stream, so that they
-    differ in what they are given alone. Their accuracies are kept as soon as they are there: an interrupted job goes on
-    from them.
+    differ in what they are given alone. Their accuracies are kept as soon as they are there, and where the training of
+    the next one stands: an interrupted job goes on from there.
 
     Args:
         stage: the name of the stage; it names the random streams, too.
@@ -113,6 +113,7 @@ class Classifiers:
         self, choice: str, sets: Sequence[TrainingSet], recipe: Recipe, shadows: Sequence[int]
     ) -> Iterator[Trained]:
         method, seed = self.spec["method"], self.spec["seed"]
+        names = [_name(choice, shadow) for shadow in shadows]
         return train(
             self._model,
             sets,
@@ -123,7 +124,8 @@ class Classifiers:
             device=self._device,
             mode=self._mode,
             progress=self.progress,
-            names=[_name(choice, shadow) for shadow in shadows],
+            names=names,
+            checkpoint=lambda position: self.finished.checkpoint(names[position]),
         )
 
     def _accuracy(self, trained: Trained, test: ImageSet, recipe: Recipe) -> float:
