@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import PRIMARY, ResultsFolder
 
-from coalmine.artefacts import write_npz
+from coalmine.artefacts import place, write_npz
 from coalmine.errors import CoalmineError
 from coalmine.reporting.results import load_results
 
@@ -168,7 +168,7 @@ def test_visual_leakage_is_read_for_methods_with_images_only(folder: ResultsFold
 
 def test_visual_leakage_of_another_method_or_out_of_range_is_refused(folder: ResultsFolder) -> None:
     folder.visual("dm", pixel=0.3)
-    (folder.root / "visual/dsa.json").write_bytes((folder.root / "visual/dm.json").read_bytes())
+    place(folder.root / "visual/dm.json", folder.root / "visual/dsa.json")
     results = load_results(folder.root, ["dm", "dsa", "mtt"], sets={name: name for name in ("dm", "dsa", "mtt")})
     with pytest.raises(CoalmineError, match="holds the visual leakage of 'dm', not of 'dsa'"):
         results.visual("dsa")

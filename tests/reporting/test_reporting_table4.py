@@ -12,7 +12,7 @@ from conftest import PRIMARY, ResultsFolder
 from pydantic import ValidationError
 from scipy.stats import ttest_rel
 
-from coalmine.artefacts import write_npz
+from coalmine.artefacts import place, write_npz
 from coalmine.audit.roc import tpr_at_fpr
 from coalmine.errors import CoalmineError
 from coalmine.reporting import table4
@@ -40,7 +40,7 @@ def add(folder: ResultsFolder, method: str, leak: float, mean: float, seconds: f
 
 
 def copy_scores(folder: ResultsFolder, method: str, of: str) -> None:
-    (folder.root / f"scores/{method}.npz").write_bytes((folder.root / f"scores/{of}.npz").read_bytes())
+    place(folder.root / f"scores/{of}.npz", folder.root / f"scores/{method}.npz")
 
 
 def built(folder: ResultsFolder, *methods: str, baselines: tuple[str, ...] = ("dp",), **settings: Any) -> pd.DataFrame:
