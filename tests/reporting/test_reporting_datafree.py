@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ResultsFolder
 from matplotlib.figure import Figure
+from results_folder import ResultsFolder
 
 from coalmine.artefacts import read_npz, write_npz
 from coalmine.audit.design import Design

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PRIMARY, ResultsFolder
+from results_folder import PRIMARY, ResultsFolder
 
 from coalmine.artefacts import write_npz
 from coalmine.audit.metrics import evaluate

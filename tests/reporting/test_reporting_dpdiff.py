@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ResultsFolder, over_models
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import ValidationError
+from results_folder import ResultsFolder, over_models
 from scipy.stats import spearmanr
 
 from coalmine.artefacts import write_npz

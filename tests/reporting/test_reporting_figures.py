@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PRIMARY, ResultsFolder
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
+from results_folder import PRIMARY, ResultsFolder
 
 from coalmine.audit.roc import roc_curve
 from coalmine.reporting import figure1, figure3, figure4, figure5, roc_panel, style

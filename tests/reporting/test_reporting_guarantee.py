@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ResultsFolder
+from results_folder import ResultsFolder
 
 from coalmine.reporting import table1
 from coalmine.reporting.guarantee import claim_columns, claimed_tpr_bound, epsilon_cell, is_meaningful, is_refuted

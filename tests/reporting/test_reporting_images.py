@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ResultsFolder
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from pydantic import ValidationError
+from results_folder import ResultsFolder
 
 from coalmine.artefacts import digest, read_npz, write_npz
 from coalmine.audit.design import Design, training_indices

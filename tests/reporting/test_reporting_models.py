@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ResultsFolder
+from results_folder import ResultsFolder
 from scipy.stats import ttest_rel
 
 from coalmine.artefacts import read_npz, write_npz

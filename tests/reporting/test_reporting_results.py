@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PRIMARY, ResultsFolder
+from results_folder import PRIMARY, ResultsFolder
 
 from coalmine.artefacts import place, write_npz
 from coalmine.errors import CoalmineError

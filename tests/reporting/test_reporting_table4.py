@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PRIMARY, ResultsFolder
 from pydantic import ValidationError
+from results_folder import PRIMARY, ResultsFolder
 from scipy.stats import ttest_rel
 
 from coalmine.artefacts import place, write_npz

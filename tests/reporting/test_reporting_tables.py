@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import PRIMARY, ResultsFolder
 from pydantic import ValidationError
+from results_folder import PRIMARY, ResultsFolder
 
 from coalmine.errors import CoalmineError
 from coalmine.reporting import table1, table5, table6, table7

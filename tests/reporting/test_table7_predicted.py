@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import ResultsFolder
+from results_folder import ResultsFolder
 
 from coalmine.config import check
 from coalmine.costs.presets import REPOSITORY
