@@ -50,9 +50,16 @@ onstart:
             "(execution: {device: cuda}) or not (execution: {device: cpu}), for example in an overlay for --configfile."
         )
     # Snakemake's events count jobs by rule; the display (--logger coalmine) prices them by method and order.
+    from coalmine.dag import read_job
+    from coalmine.plan import expected_seconds
     from snakemake_logger_plugin_coalmine.announce import announce
 
-    announce(workflow.dag)
+    announce(
+        workflow.dag,
+        lambda jobs: expected_seconds(
+            {number: read_job(job) for number, job in jobs.items()}, RUN
+        ),
+    )
 
 
 onsuccess:

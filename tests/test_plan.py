@@ -55,6 +55,24 @@ def test_the_plan_holds_the_jobs_that_snakemake_would_run(ask: Any, tmp_path: Pa
     )
 
 
+def test_the_display_of_a_run_begins_with_the_seconds_of_the_plan(
+    ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, printed, _ = ask("results/figure5.csv", "--json")
+    graph = read_graph(["results/figure5.csv"], directory=tmp_path)
+    jobs = {3 * number: job for number, job in enumerate(graph.jobs)}
+    expected = plan.expected_seconds(jobs, graph.run, tmp_path)
+    assert expected.keys() == jobs.keys()
+    assert all((expected[number] > 0) == (job.spec is not None) for number, job in jobs.items())
+    # A sum of means there, a median of sums here.
+    assert sum(expected.values()) == pytest.approx(json.loads(printed)["seconds"]["median"], rel=0.2)
+    monkeypatch.setattr("coalmine.costs.devices.processor", lambda: "A processor that nobody knows")
+    assert plan.expected_seconds(jobs, graph.run, tmp_path) == expected
+    monkeypatch.setattr(plan, "uses_gpu", lambda jobs, run: True)
+    monkeypatch.setattr("coalmine.costs.devices.card", lambda: "A card that nobody knows")
+    assert plan.expected_seconds(jobs, graph.run, tmp_path) == {}
+
+
 def test_people_read_the_table_its_totals_and_what_they_rest_on(ask: Any) -> None:
     status, printed, _ = ask("results/figure5.csv", "--device", "A card that nobody knows", "--like", "NVIDIA H200")
     assert status == 0

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,23 +162,30 @@ def _in_order(dag: Any) -> list[Any]:
 
 
 def _read_job(workflow: Any, job: Any) -> Job:
+    needed = workflow.dag.needrun(job)
+    return replace(
+        read_job(job),
+        needed=needed,
+        reason="; ".join(workflow.dag.reason(job).get_names()) if needed else "",
+        incomplete=tuple(map(Path, workflow.async_run(workflow.persistence.incomplete(job)))),
+    )
+
+
+def read_job(job: Any) -> Job:
+    """Read one of Snakemake's jobs, which it is about to run."""
     name = job.rule.name
     parameters: Mapping[str, Any] = dict(job.params.items())
-    spec = json.loads(parameters["spec"]) if "spec" in parameters else None
     program = _PROGRAM.search(job.rule.shellcmd or "")
-    needed = workflow.dag.needrun(job)
     return Job(
         rule=name,
         stage=stage_of(name),
         subject=subject_of(name, job.wildcards_dict),
         inputs=tuple(map(Path, job.input)),
         outputs=tuple(map(Path, job.output)),
-        spec=spec,
+        spec=json.loads(parameters["spec"]) if "spec" in parameters else None,
         code=parameters.get("code"),
         threads=job.threads,
         resources={key: value for key, value in job.resources.items() if not key.startswith("_")},
-        needed=needed,
-        reason="; ".join(workflow.dag.reason(job).get_names()) if needed else "",
+        needed=True,
         program=program["program"] if program else "",
-        incomplete=tuple(map(Path, workflow.async_run(workflow.persistence.incomplete(job)))),
     )

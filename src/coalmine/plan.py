@@ -12,17 +12,20 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coalmine.costs import devices, records
 from coalmine.costs.planning import HOUR, LABELS, Line, Plan, plan
 from coalmine.costs.pricing import COVERAGE, Prices, Sum, main_device
 from coalmine.costs.scenes import RunScene
-from coalmine.dag import Graph, read_graph
+from coalmine.dag import Graph, Job, read_graph
 from coalmine.errors import CoalmineError
+
+if TYPE_CHECKING:
+    from coalmine.config import Run
 
 DOES_NOT_FIT = 1
 """Exit status where the disk is too small."""
@@ -84,8 +87,8 @@ def gathered(directory: Path, files: Sequence[Path] = ()) -> list[records.Record
 
 def answered(graph: Graph, known: Sequence[records.Record], arguments: argparse.Namespace) -> Answer:
     """Price the graph's jobs."""
-    on_gpu = any(job.resources.get("gpu") for job in graph.jobs) or graph.run.config.execution.device == "cuda"
-    wanted = arguments.device or (devices.card() if on_gpu else None) or ("a GPU" if on_gpu else devices.processor())
+    on_gpu = uses_gpu(graph.jobs, graph.run)
+    wanted = arguments.device or device_at_hand(on_gpu)
     prices = Prices(known, wanted, arguments.speed)
     if not prices.known:
         prices = Prices(known, main_device(known) or wanted, arguments.speed)
@@ -100,6 +103,40 @@ def answered(graph: Graph, known: Sequence[records.Record], arguments: argparse.
         planned, targets, graph.run.name, wanted, prices.device, counted, scene.assumed, free,
         arguments.cores, arguments.gpus if on_gpu else 0, arguments.speed, arguments.like,
     )  # fmt: skip
+
+
+def uses_gpu(jobs: Sequence[Job], run: Run) -> bool:
+    """Tell whether some of the jobs run on a GPU."""
+    return any(job.resources.get("gpu") for job in jobs) or run.config.execution.device == "cuda"
+
+
+def device_at_hand(on_gpu: bool) -> str:
+    """Return what the records call the device that jobs will run on."""
+    return (devices.card() or "a GPU") if on_gpu else devices.processor()
+
+
+def expected_seconds(jobs: Mapping[int, Job], run: Run, directory: Path = Path()) -> dict[int, float]:
+    """Return what jobs will take by the package's records: the display of a run begins with it.
+
+    Seconds of another processor are better than none, as the display compares them with the first jobs. Those of a
+    processor say nothing of a GPU, nor those of a GPU of another.
+
+    Args:
+        jobs: to be made, by any number.
+        run: the configuration.
+        directory: where ``results/`` lies.
+
+    Returns:
+        Seconds of each job by its number; nothing where there are no records of such a device.
+    """
+    known, on_gpu = records.shipped(), uses_gpu([*jobs.values()], run)
+    prices = Prices(known, device_at_hand(on_gpu))
+    if not prices.known and not on_gpu:
+        prices = Prices(known, main_device(known) or "")
+    if not prices.known:
+        return {}
+    planned = plan([*jobs.values()], RunScene(run, directory), prices, cores=1, gpus=1)
+    return {number: planned.seconds_of[place] for place, number in enumerate(jobs) if place in planned.seconds_of}
 
 
 def _existing(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from snakemake.logging import logger
@@ -10,15 +11,21 @@ JOBS = "coalmine_jobs"
 """Name of the event."""
 
 
-def announce(dag: Any) -> None:
+def announce(dag: Any, price: Callable[[Mapping[int, Any]], Mapping[int, float]] = lambda jobs: {}) -> None:
     """Log all jobs that are to be made, each with the fields of Snakemake's ``JOB_INFO`` and the jobs it waits for.
 
     Called by ``onstart`` of the Snakefile. Without the display, nothing is printed.
 
     Args:
         dag: Snakemake's graph of jobs, complete.
+        price: given Snakemake's jobs by their numbers, returns the seconds that they are expected to take.
     """
     needed = list(dag.needrun_jobs(exclude_finished=False))
+    expected: Mapping[int, float] = {}
+    try:
+        expected = price({job.jobid: job for job in needed})
+    except Exception as error:  # no reason not to make them
+        logger.warning(f"How long jobs will take cannot be predicted: {error!r}")
     jobs = [
         {
             "jobid": job.jobid,
@@ -30,6 +37,7 @@ def announce(dag: Any) -> None:
             "threads": job.threads,
             "resources": dict(job.resources.items()),
             "after": [before.jobid for before in dag.dependencies[job]],
+            "expected": expected.get(job.jobid),
         }
         for job in needed
     ]

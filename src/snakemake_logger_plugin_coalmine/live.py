@@ -168,13 +168,11 @@ class Live:
         return self._left
 
     def _expected(self, stage: str, subject: str) -> float | None:
-        """Return expected seconds a shadow model, from records of this run. Predicted ones can be asked for here."""
-        if self._records is None:
-            root = self._run.root()
-            if root is None:
-                return None
+        """Return expected seconds a shadow model: from records of this run, else the predicted ones."""
+        if self._records is None and (root := self._run.root()):
             self._records = Records(root)
-        return self._records.expected_seconds(stage, subject)
+        recorded = self._records.expected_seconds(stage, subject) if self._records else None
+        return self._run.expected.get((stage, subject)) if recorded is None else recorded
 
     def _failure(self, job: Job, seconds: float) -> str:
         head = self._style.paint(f"FAILED: {job.name}", "red") + f" (rule {job.rule}) after {duration(seconds)}"

@@ -29,6 +29,7 @@ class Job:
         log: what it prints.
         needs: what it takes of what jobs share.
         after: the jobs that it waits for, if they are known.
+        expected: seconds that it is predicted to take, if that is known.
     """
 
     id: int
@@ -40,6 +41,7 @@ class Job:
     log: Path | None = None
     needs: Mapping[str, int] = field(default_factory=dict)
     after: frozenset[int] = frozenset()
+    expected: float | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Job:
@@ -56,6 +58,7 @@ class Job:
             log=Path(log) if log else None,
             needs=amounts(told.get("resources")),
             after=frozenset(told.get("after") or ()),
+            expected=told.get("expected"),
         )
 
     @property
@@ -114,6 +117,7 @@ class Run:
 
     Attributes:
         planned: jobs that are known to come, by number.
+        expected: seconds a shadow model that were predicted for them.
         begun: running and waiting jobs.
         seconds: how long the finished jobs took.
         failed: jobs that failed and have not been begun again.
@@ -125,6 +129,7 @@ class Run:
         self.capacity = dict(capacity)
         self.remote = remote
         self.planned: dict[int, Job] = {}
+        self.expected: dict[Kind, float] = {}
         self.begun: dict[int, Progress] = {}
         self.seconds: dict[int, float] = {}
         self.failed: dict[int, Job] = {}
@@ -148,6 +153,9 @@ class Run:
         """Learn all jobs that are to come."""
         for job in jobs:
             self._know(job)
+        for job in self.planned.values():
+            if job.expected:
+                self.expected.setdefault(job.kind, job.expected / job.size)
         counts = Counter(job.rule for job in self.planned.values())
         self.rules = Counter({rule: counts[rule] for rule in [*self.rules, *counts]})
 

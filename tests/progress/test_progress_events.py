@@ -10,16 +10,18 @@ import re
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from screens import Screen
+from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 from snakemake_logger_plugin_coalmine import LogHandler, live
-from snakemake_logger_plugin_coalmine.announce import JOBS
+from snakemake_logger_plugin_coalmine.announce import JOBS, announce
 from snakemake_logger_plugin_coalmine.rule_names import stage_of
 from snakemake_logger_plugin_coalmine.run import Job, Run
 
@@ -225,6 +227,46 @@ def test_a_silent_run_says_once_a_minute_that_it_is_alive(monkeypatch: pytest.Mo
         f"{minute - 3} min{rest}; 0 of 9 jobs, time left not known yet"
         for minute, second, rest in ((4, 1, " 1 s"), (5, 1, " 1 s"), (6, 1, " 1 s"))
     ]
+
+
+def test_a_run_that_was_priced_knows_from_its_begin_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Pipe()
+    shows = handler(monkeypatch, stream)
+    train = {"rule_name": "train.dm.000", "wildcards": {}, "resources": {"_cores": 1}}
+    jobs = [
+        {**train, "jobid": number, "output": [f"results/run/models/dm/{number:03d}.safetensors"], "expected": 600.0}
+        for number in range(3)
+    ]
+    for event in recorded("failed")[:12]:
+        shows.emit(record(event))
+    at = float(recorded("failed")[11]["created"])  # type: ignore[arg-type]
+    shows.emit(record({"event": JOBS, "jobs": jobs, "created": at}))
+    assert shows._display is not None
+    left = shows._display._left_now(BEGUN + at)
+    shows.close()
+    assert left is not None
+    assert left.seconds == pytest.approx(1200)  # three jobs on two cores
+    assert (left.low < 900, left.high > 1600) == (True, True)
+
+
+def test_what_cannot_be_priced_is_announced_and_run(caplog: pytest.LogCaptureFixture) -> None:
+    def price(jobs: object) -> dict[int, float]:
+        raise RuntimeError("no prices")
+
+    class Job(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    job = Job(
+        jobid=7, rule=SimpleNamespace(name="train.dm.000"), wildcards_dict={}, input=[], output=[], log=[], threads=1,
+        resources={},
+    )  # fmt: skip
+    dag = SimpleNamespace(needrun_jobs=lambda exclude_finished: [job], dependencies=defaultdict(list))
+    with caplog.at_level(logging.INFO, logger.name):
+        announce(dag, price)
+    (warned,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert "cannot be predicted: RuntimeError('no prices')" in warned.getMessage()
+    (jobs,) = [one.jobs for one in caplog.records if getattr(one, "event", None) == JOBS]
+    assert [(one["jobid"], one["expected"]) for one in jobs] == [(7, None)]
 
 
 @pytest.mark.parametrize(
