@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -106,9 +107,18 @@ def _read(path: Path) -> _Measured:
         raise CoalmineError(f"{path} holds no measurements ({error}). Delete it and run Snakemake again.") from error
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Keep what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m coalmine.keep", description="Keep finished tables and figures.")
+    parser.add_argument("run", type=Path, help="folder of the run: results/demo")
+    parser.add_argument("target", type=Path, help="where to keep them: results/published/demo")
+    named = parser.parse_args()
     try:
-        for kept in keep(Path(sys.argv[1]), Path(sys.argv[2])):
+        for kept in keep(named.run, named.target):
             print(f"kept {kept.name}")
     except CoalmineError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

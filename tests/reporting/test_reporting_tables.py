@@ -1,5 +1,8 @@
 import math
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -290,3 +293,22 @@ def test_settings_accept_lists_and_refuse_what_they_do_not_know(module: Any) -> 
         module.Settings(methods=[])
     with pytest.raises(ValidationError):
         module.Settings(methods=["a"], colour="red")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        ([], 2, "the following arguments are required: table"),
+        (["nothing.csv"], 1, "error: There is no table nothing.csv. Make it: snakemake nothing.csv --cores all"),
+        (["figure1.csv"], 1, "error: figure1.csv is no table of Coalmine's"),
+        (["other.csv"], 1, "error: other.csv is no table of Coalmine's"),
+    ],
+)
+def test_what_is_no_table_is_not_shown(tmp_path: Path, arguments: list[str], status: int, told: str) -> None:
+    for name in ("figure1.csv", "other.csv"):
+        (tmp_path / name).write_text("a,b\n1,2\n")
+    command = [sys.executable, "-m", "coalmine.reporting.show", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
