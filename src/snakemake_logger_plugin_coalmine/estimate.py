@@ -3,7 +3,7 @@
 No clock, file or event in here. Jobs are priced per shadow model by the nearest thing that was measured:
 
 1. finished jobs of the same stage and method in this run;
-2. what earlier records expect of this stage and method, times how this run compares with them so far;
+2. what records expect of this stage and method, times how this run compares with them so far;
 3. finished jobs of the same stage;
 4. all finished jobs.
 
@@ -13,7 +13,7 @@ The jobs are then scheduled on what they may share (cores, GPUs, nodes), in the 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -28,6 +28,8 @@ _CONFIDENCE = 4
 """How many observations a prior spread below counts for."""
 _WITHIN, _RECORDS, _STAGE, _RUN = 0.15, 0.5, 0.8, 1.2
 """Prior spread (standard deviation of the log) of: jobs of a kind; kinds about their records, their stage, the run."""
+_FIRM = 10.0
+"""Expected seconds of finished jobs that count as much as the records' own pace."""
 _PACE = 0.1
 """By how much the machine's pace may change (log): others use it, too."""
 _NEAR_ZERO = 1e-9
@@ -243,22 +245,28 @@ def _prices(
 ) -> dict[Kind, _Price]:
     """Return the price of every kind of which something is known."""
     observed: dict[Kind, list[float]] = defaultdict(list)
+    sizes: Counter[Kind] = Counter()
     for job in finished:
         observed[job.kind].append(max(job.seconds, _NEAR_ZERO) / job.size)
+        sizes[job.kind] += job.size
     means = {kind: fmean(values) for kind, values in observed.items()}
     within = _spread([math.log(v / means[kind]) for kind, values in observed.items() for v in values], _WITHIN)
     stages: dict[str, list[float]] = defaultdict(list)
     for (stage, _), mean in means.items():
         stages[stage].append(mean)
-    ratios = [math.log(mean / told) for kind, mean in means.items() if (told := expected(*kind))]
+    # Of jobs of a second, the ratio tells how fast Python starts: long jobs tell the pace.
+    compared = [
+        (math.log(mean / told), told * sizes[kind]) for kind, mean in means.items() if (told := expected(*kind))
+    ]
+    ratios, weights = [ratio for ratio, _ in compared], [weight for _, weight in compared]
+    pace = math.exp(sum(ratio * weight for ratio, weight in compared) / (sum(weights) + _FIRM))
     prices = {}
     for kind in kinds:
         akin = stages.get(kind[0])
         if kind in means:
             prices[kind] = _Price(means[kind], within, within / math.sqrt(len(observed[kind])), kind)
         elif told := expected(*kind):
-            factor = math.exp(fmean(ratios)) if ratios else 1.0
-            prices[kind] = _Price(told * factor, within, *_transferred(ratios, _RECORDS, ("", "records")))
+            prices[kind] = _Price(told * pace, within, *_transferred(ratios, _RECORDS, ("", "records"), weights))
         elif akin:
             prices[kind] = _Price(fmean(akin), within, *_transferred(_logs(akin), _STAGE, (kind[0], "")))
         elif means:
@@ -271,14 +279,23 @@ def _logs(values: Sequence[float]) -> list[float]:
     return [math.log(value) for value in values]
 
 
-def _transferred(logs: Sequence[float], prior: float, basis: Kind) -> tuple[float, Kind, float]:
+def _transferred(
+    logs: Sequence[float], prior: float, basis: Kind, weights: Sequence[float] = ()
+) -> tuple[float, Kind, float]:
     """Return the error of a price that is taken from others, what it is taken from, and the error of that."""
-    spread = _spread(logs, prior)
-    return spread, basis, spread / math.sqrt(max(len(logs), 1))
+    spread = _spread(logs, prior, weights)
+    return spread, basis, spread / math.sqrt(max(_count(weights or [1.0] * len(logs)), 1))
 
 
-def _spread(logs: Sequence[float], prior: float) -> float:
+def _spread(logs: Sequence[float], prior: float, weights: Sequence[float] = ()) -> float:
     """Return the standard deviation of these values, drawn towards ``prior`` while there are few."""
-    centre = fmean(logs) if logs else 0.0
-    squares = sum((value - centre) ** 2 for value in logs)
-    return math.sqrt((squares + _CONFIDENCE * prior**2) / (max(len(logs) - 1, 0) + _CONFIDENCE))
+    weights = weights or [1.0] * len(logs)
+    count, total = _count(weights), sum(weights) or 1.0
+    centre = sum(weight * value for weight, value in zip(weights, logs, strict=True)) / total
+    squares = sum(weight * (value - centre) ** 2 for weight, value in zip(weights, logs, strict=True)) * count / total
+    return math.sqrt((squares + _CONFIDENCE * prior**2) / (max(count - 1, 0) + _CONFIDENCE))
+
+
+def _count(weights: Sequence[float]) -> float:
+    """Return how many equal values weigh as much as these together (Kish's effective sample size)."""
+    return sum(weights) ** 2 / sum(weight**2 for weight in weights) if weights else 0.0

@@ -65,6 +65,20 @@ def test_nothing_is_known_at_the_start_and_nothing_is_left_at_the_end() -> None:
     assert (done.seconds, done.low, done.high) == (0.0, 0.0, 0.0)
 
 
+def test_long_jobs_tell_the_pace_and_short_ones_hardly() -> None:
+    records = {("prepare", ""): 3.0, ("design", ""): 3.0, ("fit", "a"): 3000.0, ("train", "a"): 1000.0}
+
+    def left(*finished: Finished) -> float:
+        told = estimate(finished, [task(0, ("train", "a"))], {}, lambda *kind: records.get(kind))
+        assert told is not None
+        return told.seconds
+
+    short = [Finished(("prepare", ""), 1, 1.0), Finished(("design", ""), 1, 0.5)]
+    assert left() == pytest.approx(1000)
+    assert 500 < left(*short) < 900
+    assert left(*short, Finished(("fit", "a"), 1, 6000.0)) == pytest.approx(2000, rel=0.02)
+
+
 def test_finished_jobs_of_the_method_come_before_records_and_records_before_the_stage() -> None:
     finished = [Finished(("train", "a"), 4, 40.0), Finished(("train", "b"), 4, 80.0)]
 
@@ -76,7 +90,8 @@ def test_finished_jobs_of_the_method_come_before_records_and_records_before_the_
         return told.seconds
 
     assert seconds(("train", "a"), size=3) == pytest.approx(30.0)
-    assert seconds(("train", "c")) == pytest.approx(7.0 * 10.0 / 5.0)  # this run is twice as slow as the records
+    # This run is twice as slow as the records by a job of 20 expected seconds; 10 more stand for the records' own pace.
+    assert seconds(("train", "c")) == pytest.approx(7.0 * 2 ** (20 / 30))
     assert seconds(("train", "new")) == pytest.approx((10.0 + 20.0) / 2)
     assert seconds(("fit", "new")) == pytest.approx((10.0 + 20.0) / 2)
 
