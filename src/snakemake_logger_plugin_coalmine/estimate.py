@@ -30,6 +30,8 @@ _WITHIN, _RECORDS, _STAGE, _RUN = 0.15, 0.5, 0.8, 1.2
 """Prior spread (standard deviation of the log) of: jobs of a kind; kinds about their records, their stage, the run."""
 _FIRM = 10.0
 """Expected seconds of finished jobs that count as much as the records' own pace."""
+_ALIKE = 0.5
+"""Correlation of what kinds to come have that finished ones have not: methods come in families."""
 _PACE = 0.1
 """By how much the machine's pace may change (log): others use it, too."""
 _NEAR_ZERO = 1e-9
@@ -284,7 +286,8 @@ def _transferred(
 ) -> tuple[float, Kind, float]:
     """Return the error of a price that is taken from others, what it is taken from, and the error of that."""
     spread = _spread(logs, prior, weights)
-    return spread, basis, spread / math.sqrt(max(_count(weights or [1.0] * len(logs)), 1))
+    count = max(_count(weights or [1.0] * len(logs)), 1)
+    return spread, basis, spread * math.sqrt(1 / count + _ALIKE)
 
 
 def _spread(logs: Sequence[float], prior: float, weights: Sequence[float] = ()) -> float:
