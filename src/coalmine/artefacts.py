@@ -46,13 +46,18 @@ SECONDS_UNTIL_LEFT_OVER = 24 * 3600.0
 """When a temporary file that nobody writes to counts as left over, whoever its writer was."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, recorded: bool = True) -> None:
     """Write a file atomically, to a temporary file in the same folder, synced, then renamed; and its check sum.
+
+    Args:
+        path: the file.
+        data: its content.
+        recorded: whether a record of its check sum lies beside it; not of what version control brings up to date.
 
     Raises:
         CoalmineError: the disk is full or the folder cannot be written to; no partial file remains.
     """
-    with _replacing(path, f" ({len(data):,} bytes)") as file:
+    with _replacing(path, f" ({len(data):,} bytes)", recorded=recorded) as file:
         file.write(data)
 
 

@@ -100,7 +100,7 @@ def write(path: Path, records: Iterable[Record]) -> None:
     """Write records, one a line, in a fixed order and rounded: the same measurements give the same bytes."""
     rows = sorted({(one.run, one.folder, one.module, one.name): one for one in records}.items())
     lines = [json.dumps(_rounded(asdict(one)), ensure_ascii=False) for _, one in rows]
-    write_bytes(path, ('{"records": [\n' + ",\n".join(lines) + "\n]}\n").encode())
+    write_bytes(path, ('{"records": [\n' + ",\n".join(lines) + "\n]}\n").encode(), recorded=False)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
