@@ -67,10 +67,8 @@ PUBLIC = (
     if "public" in RUN.sources
     else []
 )
-FEATURES = [
-    f"{ROOT}/pretrained/features.safetensors",
-    f"{ROOT}/pretrained/features.json",
-]
+# Without its measurements: made anew, they differ, and whatever reads them would be made anew, too.
+FEATURES = f"{ROOT}/pretrained/features.safetensors"
 TEST = [f"{ROOT}/data/test/images.npy", f"{ROOT}/data/test/labels.npy"]
 
 # glibc keeps freed memory for the next step instead of giving it back to the system: fresh pages cost a quarter of a
@@ -163,10 +161,7 @@ class Part:
     def pretrained(self, wildcards):
         """The network that fitting starts from, if public data have trained one."""
         name = RUN.pretrained_of(self.of)
-        files = (
-            f"{ROOT}/pretrained/{name}.{ending}" for ending in ("safetensors", "json")
-        )
-        return [*files] if name else []
+        return [f"{ROOT}/pretrained/{name}.safetensors"] if name else []
 
     def synthetic(self, wildcards):
         """Synthetic sets that the models learned from, whoever made them; none if these are private data."""

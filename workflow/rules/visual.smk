@@ -11,6 +11,7 @@ rule pretrain:
         public=PUBLIC,
     output:
         FEATURES,
+        f"{ROOT}/pretrained/features.json",
     log:
         f"{ROOT}/logs/pretrain/features.log",
     conda:
