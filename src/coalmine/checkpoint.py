@@ -7,6 +7,7 @@ generators included, so that an interrupted computation ends with the same bytes
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -107,6 +108,14 @@ class Checkpoint:
     def _canvas(self) -> Path:
         assert self._path is not None
         return self._path.with_suffix(".canvas.npy")
+
+
+def checkpoint_of(path: Path, header: Header, purpose: str = "") -> Checkpoint:
+    """Return the checkpoint beside a file that is being made; each purpose, where there are several, has its own."""
+    if not purpose:
+        return Checkpoint(path.with_suffix(".checkpoint.npz"), header)
+    name = re.sub(r"\W+", "-", purpose)
+    return Checkpoint(path.with_suffix(f".checkpoint.{name}.npz"), {**header, "purpose": purpose})
 
 
 def without(shadow: object, purpose: str = "") -> Checkpoint:

@@ -404,6 +404,7 @@ def test_what_is_published_is_kept_until_snakemake_has_noted_it(folder: Path) ->
     job.make(4, 5, 6)
     job.batch.publish()
     published = {path.name: path.read_bytes() for path in folder.glob("00*")}
+    assert len(published) == 6
     for name in published:
         (folder / name).unlink()
     again = Job(folder)

@@ -10,9 +10,9 @@ import shlex
 from coalmine import devices
 from coalmine.config import check
 from coalmine.errors import CoalmineError
-from snakemake_logger_plugin_coalmine.rule_names import rule_name
 from coalmine.sections import BLOCK
 from snakemake.exceptions import WorkflowError
+from snakemake_logger_plugin_coalmine.rule_names import rule_name
 
 try:
     RUN = check(config)

@@ -9,14 +9,13 @@ Snakemake has noted that the job is done: if it is killed before that, it delete
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from coalmine import checksums
 from coalmine.artefacts import Header, place, remove_leftovers, sidecar, sync_folder, write_json
-from coalmine.checkpoint import Checkpoint
+from coalmine.checkpoint import Checkpoint, checkpoint_of
 from coalmine.errors import CoalmineError
 from coalmine.shadows import Numbered
 from coalmine.stages._command import shadow_number
@@ -77,11 +76,7 @@ class Batch:
             purpose: what the computation is for, where there are several; each has a file of its own.
         """
         path, header = _stashed(self._outputs[shadow.number][0]), self.headers[shadow.number]
-        if purpose:
-            name = re.sub(r"\W+", "-", purpose)
-            opened = Checkpoint(path.with_suffix(f".checkpoint.{name}.npz"), {**header, "purpose": purpose})
-        else:
-            opened = Checkpoint(path.with_suffix(".checkpoint.npz"), header)
+        opened = checkpoint_of(path, header, purpose)
         self._opened.setdefault(shadow.number, []).append(opened)
         return opened
 

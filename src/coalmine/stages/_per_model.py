@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from coalmine.artefacts import Header, write_json
-from coalmine.checkpoint import Checkpoint
+from coalmine.artefacts import Header, remove_leftovers, write_json
+from coalmine.checkpoint import Checkpoint, checkpoint_of
 
 
 def summary(per_model: Sequence[float]) -> dict[str, Any]:
@@ -35,7 +34,8 @@ class Finished:
 
     def __init__(self, out: Path, header: Header, progress: Callable[[str], None]) -> None:
         self._out, self._header = out, header
-        self._checkpoint = Checkpoint(self._kept(""), header)
+        self._kept = out.parent / ".finished" / out.name
+        self._checkpoint = checkpoint_of(self._kept, header)
         self._unfinished: dict[str, Checkpoint] = {}
         self._numbers = self._checkpoint.load() or {}
         if self._numbers:
@@ -51,8 +51,7 @@ class Finished:
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return where the computation of a part saves its state until the part is finished."""
-        opened = Checkpoint(self._kept(re.sub(r"\W+", "-", name)), {**self._header, "part": name})
-        return self._unfinished.setdefault(name, opened)
+        return self._unfinished.setdefault(name, checkpoint_of(self._kept, self._header, name))
 
     def add(self, numbers: Mapping[str, np.ndarray]) -> None:
         """Keep the numbers of parts that are finished now."""
@@ -64,12 +63,9 @@ class Finished:
     def publish(self, content: dict[str, Any]) -> None:
         """Write the file: its header and what is found; then forget the parts, those of another spec, too."""
         write_json(self._out, {**self._header, **content})
-        self._checkpoint.remove()
-        folder = self._kept("").parent
-        for part in folder.glob(f"{self._out.stem}.checkpoint.*"):
+        folder = self._kept.parent
+        for part in folder.glob(f"{self._kept.stem}.checkpoint.*"):
             part.unlink(missing_ok=True)
-        with suppress(OSError):  # another method's job uses it
+        remove_leftovers(folder)
+        with suppress(OSError):  # nothing was kept, or another method's job uses it
             folder.rmdir()
-
-    def _kept(self, part: str) -> Path:
-        return self._out.parent / ".finished" / ".".join([self._out.stem, "checkpoint", *filter(None, [part]), "npz"])
